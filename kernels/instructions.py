@@ -1,0 +1,187 @@
+"""The instruction set: what both engines run, one line an instruction.
+
+An operand is ``name:dims``, optionally ``name?`` (may be missing) and ``:dims[dtype]``. Dims are letters; the same
+letter means the same size throughout an instruction. ``m`` is the number of rows of the mini-batch, known when the
+instruction runs; upper-case letters are sizes of whole arrays. The dtype is that of the model unless given:
+``i`` int64, ``d`` float64. ``>`` marks operands that are written, ``+`` operands that are read and written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ROWS = -1  # the size of a buffer's first axis that is the mini-batch
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of an instruction, as declared."""
+
+    name: str
+    dims: str
+    dtype: str
+    optional: bool
+    access: str  # "read", "write" or "update"
+
+
+@dataclass(frozen=True)
+class Op:
+    """One kind of instruction."""
+
+    name: str
+    operands: tuple[Operand, ...]
+    scalars: tuple[str, ...]
+    rule: str | None
+    doc: str
+
+
+_OPERAND = re.compile(r"(?P<access>[>+]?)(?P<name>\w+)(?P<optional>\??):(?P<dims>\w+)(?:\[(?P<dtype>[id])\])?$")
+_ACCESS = {"": "read", ">": "write", "+": "update"}
+
+
+def _op(name: str, operands: str, doc: str, *, scalars: str = "", rule: str | None = None) -> Op:
+    parsed = []
+    for word in operands.split():
+        match = _OPERAND.match(word)
+        assert match, word
+        access = _ACCESS[match["access"]]
+        parsed.append(Operand(match["name"], match["dims"], match["dtype"] or "f", bool(match["optional"]), access))
+    return Op(name, tuple(parsed), tuple(scalars.split()), rule, doc)
+
+
+_LIST = [
+    # -- data
+    _op("gather_rows", "source:Nk order:O[i] >out:mk", "out[r] = source[order[start + r]]"),
+    _op("gather_labels", "source:N[i] order:O[i] >out:m[i]", "out[r] = source[order[start + r]]"),
+    _op("gather_values", "source:N order:O[i] >out:m", "out[r] = source[order[start + r]]"),
+    # -- dense
+    _op("dense_forward", "x:mk w:kn b?:n >z?:mn >y:mn", "z = x W + b; y = g(z)", rule="activation"),
+    _op("dense_backward_z", "dy:mn z?:mn y:mn >dz:mn >db?:n", "dz = dy * g'(z, y); db = sum over rows of dz",
+        rule="activation"),
+    _op("dense_backward_w", "x:mk dz:mn >dw:kn", "dW = x^T dz"),
+    _op("dense_backward_x", "dz:mn w:kn >dx:mk", "dx = dz W^T"),
+    _op("activation_forward", "z:mn >y:mn", "y = g(z)", rule="activation"),
+    _op("activation_backward", "dy:mn z:mn y:mn >dz:mn", "dz = dy * g'(z, y)", rule="activation"),
+    # -- rows
+    _op("softmax_forward", "z:mn >y:mn", "y = exp(z - max z) / sum exp(z - max z), row by row"),
+    _op("softmax_backward", "dy:mn y:mn >dz:mn", "dz = y * (dy - sum(dy * y)), row by row"),
+    # -- batch norm, biased variance in the batch, unbiased in the running statistics
+    _op("batch_norm_forward",
+        "x:mn gamma:n beta:n +running_mean:n +running_var:n >mean:n >rstd:n >y:mn",
+        "y = gamma (x - mean) rstd + beta; running = momentum * running + (1 - momentum) * batch",
+        scalars="momentum epsilon"),
+    _op("batch_norm_inference", "x:mn gamma:n beta:n running_mean:n running_var:n >y:mn",
+        "y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta", scalars="epsilon"),
+    _op("batch_norm_backward", "dy:mn x:mn gamma:n mean:n rstd:n >dx:mn >dgamma:n >dbeta:n",
+        "dbeta = sum dy; dgamma = sum dy xhat; dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)"),
+    # -- dropout: Philox, counter (column // 4, row, step, layer), key = seed; kept if the word >= rate 2^32
+    _op("dropout", "x:mn seed:Q[i] step:Q[i] >y:mn",
+        "y = keep * x / (1 - rate); the backward pass is the same instruction on the gradient",
+        scalars="rate layer"),
+    # -- losses: per-sample loss, and the gradient of its mean over the batch, 1/m included
+    _op("softmax_cross_entropy", "z:mn labels:m[i] weight?:m >loss:m >dz?:mn",
+        "loss = log sum exp z - z[label]; dz = weight (softmax z - onehot) / m"),
+    _op("softmax_cross_entropy_dense", "z:mn target:mn weight?:m >loss:m >dz?:mn",
+        "loss = sum_j t_j (log sum exp z - z_j); dz = weight (softmax(z) sum t - t) / m"),
+    _op("elementwise_loss", "p:mn target:mn weight?:m >loss:m >dp?:mn",
+        "loss = reduce_j L(p_j, t_j); dp = weight L'(p, t) / m, / n too where the reduction is the mean", rule="loss"),
+    # -- metrics: one value a row, and their mean into a history
+    _op("categorical_accuracy", "score:mn labels:m[i] >hit:m", "hit = 1 where argmax_j score_j = label (first maximum)"),
+    _op("categorical_accuracy_dense", "score:mn target:mn >hit:m", "hit = 1 where argmax score = argmax target"),
+    _op("binary_accuracy", "score:mn target:mn >hit:m",
+        "hit = mean_j of [score_j > threshold] = [target_j > 1/2]", scalars="threshold"),
+    _op("record", "value:m +history:H[d]", "history[index] = mean over rows of value, in float64"),
+    # -- optimizer, over all parameters at once; uniforms[0] scales the gradient
+    _op("optimizer_begin", "hyper:K[d] +step:Q[i] >uniforms:U",
+        "step += 1; the expressions of the hyper-parameters alone, in float64", rule="optimizer"),
+    _op("clip_by_global_norm", "g:P hyper:K[d] +uniforms:U",
+        "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1"),
+    _op("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
+        rule="optimizer"),
+]
+
+OPS: dict[str, Op] = {op.name: op for op in _LIST}
+
+
+class ShapeError(ValueError):
+    """Operands of an instruction that do not fit together."""
+
+
+class Instruction:
+    """An op with its operands: buffers of a program, or arrays when it runs at once.
+
+    Raises :class:`ShapeError` where shapes or dtypes disagree, naming the operand, what came and what was expected.
+    """
+
+    __slots__ = ("op", "operands", "rule", "scalars")
+
+    def __init__(self, op: str, operands: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> None:
+        self.op = OPS[op]
+        self.operands = tuple(operands)
+        self.rule = rule
+        self.scalars = tuple(float(s) for s in scalars)
+        self._check()
+
+    def _check(self) -> None:
+        op = self.op
+        if len(self.operands) != len(op.operands) or len(self.scalars) != len(op.scalars):
+            raise TypeError(f"{op.name} takes {len(op.operands)} operands and {len(op.scalars)} scalars")
+        if (self.rule is None) != (op.rule is None) or (self.rule is not None and self.rule.kind != op.rule):
+            raise TypeError(f"{op.name} takes {op.rule or 'no'} rule, got {self.rule!r}")
+        sizes: dict[str, tuple[int, str]] = {}
+        for spec, value in zip(op.operands, self.operands, strict=True):
+            if value is None:
+                if not spec.optional:
+                    raise ShapeError(f"{op.name}: {spec.name} is missing")
+                continue
+            shape = tuple(value.shape)
+            if len(shape) != len(spec.dims):
+                raise ShapeError(f"{op.name}: {spec.name} has shape {shape}; expected {self._expected(spec, sizes)}")
+            for letter, size in zip(spec.dims, shape, strict=True):
+                known = sizes.setdefault(letter, (size, spec.name))
+                if known[0] != size:
+                    raise ShapeError(
+                        f"{op.name}: {spec.name} has shape {shape}; expected {self._expected(spec, sizes)} "
+                        f"to fit {known[1]}"
+                    )
+            self._check_dtype(spec, value)
+
+    def _check_dtype(self, spec: Operand, value: Any) -> None:
+        if spec.dtype == "f":
+            if np.dtype(value.dtype) != self.dtype:
+                raise ShapeError(f"{self.op.name}: {spec.name} is {value.dtype}; expected {self.dtype}")
+            return
+        expected = np.dtype(np.int64 if spec.dtype == "i" else np.float64)
+        if np.dtype(value.dtype) != expected:
+            raise ShapeError(f"{self.op.name}: {spec.name} is {value.dtype}; expected {expected}")
+
+    @staticmethod
+    def _expected(spec: Operand, sizes: dict[str, tuple[int, str]]) -> str:
+        words = [str(sizes[d][0]) if d in sizes and sizes[d][0] != ROWS else d for d in spec.dims]
+        return "(" + ", ".join(words).replace("m", "rows") + ("," if len(words) == 1 else "") + ")"
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The floating dtype of the instruction; float64 where it has no operand of the model's dtype."""
+        for spec, value in zip(self.op.operands, self.operands, strict=True):
+            if spec.dtype == "f" and value is not None:
+                return np.dtype(value.dtype)
+        return np.dtype(np.float64)
+
+    def __str__(self) -> str:
+        def show(value: Any) -> str:
+            name = getattr(value, "name", "array")
+            return f"{name}({', '.join('rows' if s == ROWS else str(s) for s in value.shape)})"
+
+        read, written = [], []
+        for spec, value in zip(self.op.operands, self.operands, strict=True):
+            if value is not None:
+                (read if spec.access == "read" else written).append(f"{spec.name}={show(value)}")
+        scalars = [f"{name}={value:g}" for name, value in zip(self.op.scalars, self.scalars, strict=True)]
+        rule = f"[{self.rule.name}]" if self.rule is not None else ""
+        return f"{self.op.name + rule:36s} {' '.join(read + scalars)} -> {' '.join(written)}"

@@ -1,0 +1,89 @@
+"""What compiled code needs below Python: arrays over addresses, and calls through addresses.
+
+Addresses live at the boundary only. A kernel body works on arrays; these helpers turn the words of an instruction
+into arrays before it starts, and let it call a rule that was compiled elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .mathfn import CPU_OPTIONS
+
+_I64 = ir.IntType(64)
+_LLVM = {"i": _I64, "d": ir.DoubleType(), "v": ir.VoidType()}
+_NUMBA = {"i": types.int64, "d": types.float64, "v": types.void}
+
+
+def _pointer(dtype: Any) -> Any:
+    """An intrinsic: the address as a pointer to elements of ``dtype``."""
+    element = numba.from_dtype(np.dtype(dtype))
+
+    @intrinsic
+    def pointer(typing_context, address):  # type: ignore[no-untyped-def]
+        signature = types.CPointer(element)(types.int64)
+
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, codegen
+
+    return pointer
+
+
+def _views(dtype: Any) -> dict[int, Any]:
+    pointer = _pointer(dtype)
+
+    @numba.njit(**CPU_OPTIONS)
+    def view1(address, n):  # type: ignore[no-untyped-def]
+        return numba.carray(pointer(address), (n,))
+
+    @numba.njit(**CPU_OPTIONS)
+    def view2(address, m, n):  # type: ignore[no-untyped-def]
+        return numba.carray(pointer(address), (m, n))
+
+    return {1: view1, 2: view2}
+
+
+# dtype -> {dimensions: function (address, *shape) -> array}
+VIEWS = {np.dtype(d): _views(d) for d in (np.float32, np.float64, np.int64)}
+
+
+def _call(result: str, parameters: str) -> Any:
+    """An intrinsic ``call(address, *arguments)`` of a C function; one letter a type: i int64, d float64, v void."""
+    count = len(parameters)
+    signature = _NUMBA[result](types.int64, *[_NUMBA[p] for p in parameters])
+    function_type = ir.FunctionType(_LLVM[result], [_LLVM[p] for p in parameters])
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        target = builder.inttoptr(arguments[0], function_type.as_pointer())
+        value = builder.call(target, arguments[1:])
+        return context.get_dummy_value() if result == "v" else value
+
+    names = ", ".join(f"a{k}" for k in range(count))
+    scope = {"answer": (signature, codegen)}
+    exec(f"def call(typing_context, address, {names}): return answer", scope)
+    return intrinsic(scope["call"])
+
+
+call_entry = _call("v", "ii")  # an instruction: (row, context)
+call_value = _call("v", "iii")  # activation value: (z, y, n)
+call_slope = _call("v", "iiiii")  # activation derivative: (dy, z, y, dz, n)
+call_loss = _call("d", "iiiid")  # loss: (p, y, d, n, scale) -> sum
+call_update = _call("v", "iiiiii")  # optimizer: (w, g, slots, stride, uniforms, n)
+
+
+@intrinsic
+def float_of_bits(typing_context, word):  # type: ignore[no-untyped-def]
+    """The float64 whose bits are the int64 ``word``: how scalars travel in an instruction."""
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), codegen

@@ -1,0 +1,147 @@
+"""A model as a program: buffers of one arena, and lists of instructions on them.
+
+Layers write the program through a :class:`Builder`; an engine of :mod:`dlcore.kernels.cpu` or
+:mod:`dlcore.kernels.cuda` runs it. ``print(program)`` shows it, one instruction a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .instructions import ROWS, Instruction
+
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+
+# Regions, in the order they lie in the arena. Those before "work" outlive a change of the batch size.
+REGIONS = ("state", "parameter", "gradient", "slot", "work")
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """A named array in the arena. Its first axis is :data:`ROWS` where it holds a mini-batch."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    region: str
+    index: int  # position among the buffers of its region
+
+    def elements(self, rows: int) -> int:
+        """How many elements it has room for when a mini-batch has at most ``rows`` rows."""
+        return int(np.prod([rows if s == ROWS else s for s in self.shape], dtype=np.int64))
+
+
+class Extern(Buffer):
+    """An array that lives outside the arena and is bound when the program runs: data, labels, order, histories."""
+
+
+def _padded(elements: int, dtype: np.dtype) -> int:
+    unit = ALIGNMENT // dtype.itemsize
+    return -(-elements // unit) * unit
+
+
+class Program:
+    """Buffers and instruction lists; made by :class:`Builder`, read by the engines."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+        self.buffers: dict[str, list[Buffer]] = {region: [] for region in REGIONS}
+        self.externs: dict[str, Extern] = {}
+        self.lists: dict[str, list[Instruction]] = {}
+        self.parameters: Buffer | None = None  # all trainable parameters as one vector, with their padding
+        self.gradients: Buffer | None = None
+        self.slots: Buffer | None = None
+
+    def layout(self, rows: int) -> tuple[dict[Buffer, int], int, int]:
+        """Byte offset of each buffer for mini-batches of up to ``rows`` rows, where "work" starts, and the total."""
+        offsets: dict[Buffer, int] = {}
+        cursor = work = 0
+        for region in REGIONS:
+            if region == "work":
+                work = cursor
+            whole = {"parameter": self.parameters, "gradient": self.gradients, "slot": self.slots}.get(region)
+            if whole is not None:
+                offsets[whole] = cursor
+            for buffer in self.buffers[region]:
+                offsets[buffer] = cursor
+                cursor += _padded(buffer.elements(rows), buffer.dtype) * buffer.dtype.itemsize
+            if whole is not None and region == "slot":
+                cursor += _padded(whole.elements(rows), whole.dtype) * whole.dtype.itemsize
+        return offsets, work, cursor
+
+    def all_buffers(self) -> list[Buffer]:
+        """Every buffer of the arena, the three whole vectors included."""
+        whole = [b for b in (self.parameters, self.gradients, self.slots) if b is not None]
+        return [b for region in REGIONS for b in self.buffers[region]] + whole
+
+    def __str__(self) -> str:
+        lines = []
+        for name, instructions in self.lists.items():
+            lines.append(f"{name}:")
+            lines += [f"  {k:3d}  {instruction}" for k, instruction in enumerate(instructions)]
+        return "\n".join(lines)
+
+
+class Builder:
+    """Collects buffers and instructions while layers describe themselves."""
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.program = Program(np.dtype(dtype))
+        self._list: list[Instruction] = []
+        self._names: dict[str, int] = {}
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The model's floating dtype."""
+        return self.program.dtype
+
+    def _new(self, region: str, name: str, shape: Sequence[int], dtype: Any) -> Buffer:
+        buffers = self.program.buffers[region]
+        buffer = Buffer(name, tuple(shape), np.dtype(dtype or self.dtype), region, len(buffers))
+        buffers.append(buffer)
+        return buffer
+
+    def parameter(self, name: str, shape: Sequence[int]) -> tuple[Buffer, Buffer]:
+        """A trainable parameter and its gradient; they lie at the same place in their regions."""
+        return self._new("parameter", name, shape, None), self._new("gradient", f"d_{name}", shape, None)
+
+    def state(self, name: str, shape: Sequence[int], dtype: Any = None) -> Buffer:
+        """What is kept from step to step and not trained: running statistics, the step, the hyper-parameters."""
+        return self._new("state", name, shape, dtype)
+
+    def rows(self, name: str, *columns: int, dtype: Any = None) -> Buffer:
+        """A buffer for one mini-batch: ``(rows, *columns)``."""
+        return self._new("work", name, (ROWS, *columns), dtype)
+
+    def work(self, name: str, shape: Sequence[int], dtype: Any = None) -> Buffer:
+        """A buffer for one step whose size does not depend on the mini-batch."""
+        return self._new("work", name, shape, dtype)
+
+    def extern(self, name: str, shape: Sequence[int], dtype: Any = None) -> Extern:
+        """An array that is bound when the program runs; a size of 0 stands for "as long as it comes"."""
+        if name not in self.program.externs:
+            extern = Extern(name, tuple(shape), np.dtype(dtype or self.dtype), "extern", len(self.program.externs))
+            self.program.externs[name] = extern
+        return self.program.externs[name]
+
+    def whole(self, slots: int) -> tuple[Buffer, Buffer, Buffer]:
+        """All parameters, all gradients and all optimizer state, each as one array; after the last parameter."""
+        program = self.program
+        size = sum(_padded(b.elements(1), b.dtype) for b in program.buffers["parameter"])
+        program.parameters = Buffer("parameters", (size,), self.dtype, "parameter", -1)
+        program.gradients = Buffer("gradients", (size,), self.dtype, "gradient", -1)
+        program.slots = Buffer("slots", (slots, size), self.dtype, "slot", -1)
+        return program.parameters, program.gradients, program.slots
+
+    def emit(self, op: str, *operands: Any, rule: Any = None, **scalars: float) -> None:
+        """Append an instruction to the current list."""
+        self._list.append(Instruction(op, operands, rule, list(scalars.values())))
+
+    def finish(self, name: str) -> None:
+        """Name the current list and begin another."""
+        self.program.lists[name] = self._list
+        self._list = []

@@ -1,0 +1,363 @@
+"""Rules: an activation, a loss or an optimizer as plain scalar Python, and the registry of their names.
+
+A rule is written once, for one element, and fused into the kernels of every backend::
+
+    @activation
+    def squareplus(z):
+        return 0.5 * (z + sqrt(z * z + 4.0))
+
+    @squareplus.derivative
+    def _(z, y):
+        return 0.5 * (1.0 + z / sqrt(z * z + 4.0))
+
+A rule may use numbers, arithmetic, comparisons, ``if``, the functions of :mod:`math`, and other plain functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+
+class RuleError(ValueError):
+    """A rule that is wrong: its signature, its derivative, or something in it that no backend can compile."""
+
+
+def _where(function: Callable[..., Any]) -> str:
+    code = function.__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
+        raise RuleError(f"{function.__name__} ({_where(function)}): a rule takes plain positional arguments")
+    return tuple(p.name for p in parameters)
+
+
+def _expect(function: Callable[..., Any], symbols: str, parameters: dict[str, float]) -> None:
+    """Raise unless ``function`` takes one argument for each of ``symbols``, and ``h`` if it has parameters."""
+    count = len(symbols.split()) + bool(parameters)
+    got = _arguments(function)
+    if len(got) != count:
+        expected = ", ".join([*symbols.split(), *(["h"] if parameters else [])])
+        raise RuleError(
+            f"{function.__name__} ({_where(function)}) takes ({', '.join(got)}); expected ({expected})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """What every rule has: a name, its parameters with their defaults, and where it comes from."""
+
+    name: str
+    parameters: dict[str, float] = field(default_factory=dict)
+
+    kind: ClassVar[str]
+
+    @property
+    def namespace(self) -> types.SimpleNamespace:
+        """The parameters as the rule sees them: ``h.alpha``."""
+        return types.SimpleNamespace(**self.parameters)
+
+    @property
+    def main(self) -> Callable[..., Any]:
+        """The function that was decorated."""
+        raise NotImplementedError
+
+    @property
+    def where(self) -> str:
+        """File and line of the rule."""
+        return _where(self.main)
+
+    @property
+    def label(self) -> str:
+        """The rule as an error names it: kind, name, file and line."""
+        return f"{self.kind} {self.name!r} ({self.where})"
+
+    def __repr__(self) -> str:
+        values = "".join(f", {key}={value:g}" for key, value in self.parameters.items())
+        return f"<{self.kind} {self.name}{values}>"
+
+    def variant(self, name: str | None = None, **parameters: float) -> Any:
+        """The same rule with other values of its parameters; it is not registered."""
+        unknown = sorted(set(parameters) - set(self.parameters))
+        if unknown:
+            known = ", ".join(self.parameters) or "none"
+            raise RuleError(f"{self.label} has no parameter {unknown[0]!r}; it has: {known}")
+        return replace(self, name=name or self.name, parameters={**self.parameters, **parameters})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Activation(Rule):
+    """``y = value(z)`` and its derivative ``slope(z, y)``, element by element."""
+
+    value: Callable[..., Any] = None  # type: ignore[assignment]
+    slope: Callable[..., Any] = None  # type: ignore[assignment]
+
+    kind: ClassVar[str] = "activation"
+
+    @property
+    def main(self) -> Callable[..., Any]:
+        """The function that was decorated."""
+        return self.value
+
+    @property
+    def uses_input(self) -> bool:
+        """Whether the derivative reads ``z``; if not, only ``y`` is kept for the backward pass."""
+        return _reads(self.slope, 0)
+
+    def derivative(self, function: Callable[..., Any]) -> Activation:
+        """Attach ``g'(z, y)``, check it against 4-point differences of ``g``, and register the rule."""
+        _expect(function, "z y", self.parameters)
+        return _complete(self, slope=function)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Loss(Rule):
+    """Per-element loss ``value(p, y)`` and its derivative ``slope(p, y)`` with respect to ``p``.
+
+    ``reduction`` is how the elements of one sample combine: ``"mean"`` or ``"sum"``.
+    """
+
+    value: Callable[..., Any] = None  # type: ignore[assignment]
+    slope: Callable[..., Any] = None  # type: ignore[assignment]
+    reduction: str = "mean"
+    domain: str = "real"
+
+    kind: ClassVar[str] = "loss"
+
+    @property
+    def main(self) -> Callable[..., Any]:
+        """The function that was decorated."""
+        return self.value
+
+    def derivative(self, function: Callable[..., Any]) -> Loss:
+        """Attach the derivative with respect to the first argument, check it, and register the rule."""
+        _expect(function, "p y", self.parameters)
+        return _complete(self, slope=function)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Optimizer(Rule):
+    """One element's update ``(w, g, *slots, h) -> (w, *slots)``.
+
+    ``h.t`` is the number of the step, counted from 1. Whatever depends on ``h`` alone is computed once a step, in
+    float64. ``decoupled`` makes weight decay act on the weights (AdamW) and not on the gradient (L2).
+    """
+
+    update: Callable[..., Any] = None  # type: ignore[assignment]
+    slots: tuple[str, ...] = ()
+    decoupled: bool = False
+
+    kind: ClassVar[str] = "optimizer"
+
+    @property
+    def main(self) -> Callable[..., Any]:
+        """The function that was decorated."""
+        return self.update
+
+    @property
+    def rate(self) -> str:
+        """The name of the parameter that is the learning rate: ``learning_rate`` or ``lr``."""
+        return "lr" if "lr" in self.parameters else "learning_rate"
+
+
+REGISTRY: dict[str, dict[str, Any]] = {"activation": {}, "loss": {}, "optimizer": {}}
+
+# Called with each rule that is defined outside this package; compile.py adds the trial compilation here.
+ON_REGISTER: list[Callable[[Any], None]] = []
+
+
+def _builtin(rule: Rule) -> bool:
+    return rule.main.__module__.startswith("dlcore.kernels.")
+
+
+def _complete(rule: Any, **changes: Any) -> Any:
+    rule = replace(rule, **changes)
+    if not _builtin(rule):  # the tests do this for those of the package, so that importing it costs nothing
+        check(rule)
+        for hook in ON_REGISTER:
+            hook(rule)
+    return register(rule)
+
+
+def register(rule: Any) -> Any:
+    """Enter ``rule`` under its name. A built-in name cannot be taken; a user's own may be redefined."""
+    known = REGISTRY[rule.kind].get(rule.name)
+    if known is not None and _builtin(known) and not _builtin(rule):
+        raise RuleError(f"{rule.label}: the name {rule.name!r} belongs to a built-in {rule.kind}")
+    REGISTRY[rule.kind][rule.name] = rule
+    return rule
+
+
+def find(kind: str, name: Any) -> Any:
+    """The rule called ``name``; a rule passes through. Unknown names raise with the known ones."""
+    if isinstance(name, Rule):
+        if name.kind != kind:
+            raise RuleError(f"expected an {kind}, got {name!r}")
+        if isinstance(name, (Activation, Loss)) and name.slope is None:
+            raise RuleError(f"{name.label} has no derivative; add one with @{name.name}.derivative")
+        return name
+    table = REGISTRY[kind]
+    if not isinstance(name, str):
+        raise RuleError(f"{kind} must be a name or a rule, got {type(name).__name__}")
+    if name not in table:
+        raise RuleError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
+    return table[name]
+
+
+def _numbers(parameters: dict[str, Any], kind: str) -> dict[str, float]:
+    for key, value in parameters.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise RuleError(f"{kind} parameter {key} must be a number, got {value!r}")
+    return {key: float(value) for key, value in parameters.items()}
+
+
+def activation(function: Any = None, /, **parameters: float) -> Any:
+    """Make an activation of ``g(z)``: bare, or with parameters, ``@activation(alpha=0.2)``, read as ``h.alpha``.
+
+    The rule is registered when its derivative follows, ``@name.derivative``. Raises :class:`RuleError` on a wrong
+    signature.
+    """
+    numbers = _numbers(parameters, "activation")
+
+    def wrap(function: Callable[..., Any]) -> Activation:
+        _expect(function, "z", numbers)
+        return Activation(function.__name__, numbers, value=function)
+
+    return wrap(function) if function is not None else wrap
+
+
+def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "real", **parameters: float) -> Any:
+    """Make a loss of ``L(p, y)`` for one element; ``reduction`` combines the elements of a sample.
+
+    ``domain="probability"`` says that ``p`` lies in (0, 1), which is where the derivative is checked.
+    """
+    if reduction not in ("mean", "sum"):
+        raise RuleError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    if domain not in ("real", "probability"):
+        raise RuleError(f"domain must be 'real' or 'probability', got {domain!r}")
+    numbers = _numbers(parameters, "loss")
+
+    def wrap(function: Callable[..., Any]) -> Loss:
+        _expect(function, "p y", numbers)
+        return Loss(function.__name__, numbers, value=function, reduction=reduction, domain=domain)
+
+    return wrap(function) if function is not None else wrap
+
+
+def optimizer(
+    function: Any = None, /, *, slots: int | None = None, decoupled: bool = False, **parameters: float
+) -> Any:
+    """Make an optimizer of one element's update ``(w, g, *slots, h) -> (w, *slots)``.
+
+    The slots start at zero; their number follows from the arguments, and ``slots`` only states it. The keyword
+    arguments are the hyper-parameters with their defaults, read as ``h.name``; one is ``learning_rate`` or ``lr``.
+    """
+    numbers = _numbers(parameters, "optimizer")
+
+    def wrap(function: Callable[..., Any]) -> Optimizer:
+        arguments = _arguments(function)
+        place = f"optimizer {function.__name__!r} ({_where(function)})"
+        if len(arguments) < 3:
+            raise RuleError(f"{place} takes ({', '.join(arguments)}); expected (w, g, *slots, h)")
+        names = arguments[2:-1]
+        if slots is not None and slots != len(names):
+            raise RuleError(f"{place} says slots={slots} and takes {len(names)}: {', '.join(names) or 'none'}")
+        if not {"learning_rate", "lr"} & set(numbers):
+            raise RuleError(f"{place} needs a learning_rate (or lr) among its parameters")
+        for reserved in ("t", "weight_decay", "clip_norm"):
+            if reserved in numbers:
+                raise RuleError(f"{place}: {reserved} is given by the skeleton; it cannot be a parameter")
+        rule = Optimizer(function.__name__, numbers, update=function, slots=names, decoupled=decoupled)
+        return _complete(rule)
+
+    return wrap(function) if function is not None else wrap
+
+
+def _reads(function: Callable[..., Any], position: int) -> bool:
+    """Whether ``function`` reads its argument at ``position``."""
+    import dis
+
+    name = function.__code__.co_varnames[position]
+    for instruction in dis.get_instructions(function):
+        if not instruction.opname.startswith("LOAD_FAST") and "LOAD_FAST" not in instruction.opname:
+            continue
+        value = instruction.argval
+        if value == name or (isinstance(value, tuple) and name in value):
+            return True
+    return False
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+# Spread without round numbers, so that no kink (0, 1, 3, 6, ...) of the usual rules is hit exactly.
+_REAL = np.linspace(-5.7, 5.9, 41) + 0.0137
+_PROBABILITY = np.linspace(0.0411, 0.9571, 21)
+_STEP = 1e-3
+_AGREEMENT = 1e-6
+
+
+def differences(function: Callable[[float], float], z: float) -> tuple[float, bool]:
+    """The derivative of ``function`` at ``z`` by 4-point differences, and whether it is smooth there."""
+    h = _STEP * max(1.0, abs(z))
+    f = [float(function(z + k * h)) for k in (-2, -1, 0, 1, 2)]
+    central = (f[0] - 8 * f[1] + 8 * f[3] - f[4]) / (12 * h)
+    left, right = (3 * f[2] - 4 * f[1] + f[0]) / (2 * h), (4 * f[3] - 3 * f[2] - f[4]) / (2 * h)
+    smooth = abs(left - right) <= 1e-2 * max(1.0, abs(central))
+    return central, smooth
+
+
+def check(rule: Any) -> None:
+    """Raise :class:`RuleError` if a derivative is wrong or an optimizer returns the wrong number of values."""
+    with np.errstate(all="ignore"):
+        if isinstance(rule, Optimizer):
+            _check_update(rule)
+        elif isinstance(rule, Activation):
+            _check_slope(rule, _REAL, lambda z: (z,), lambda z: (z, _call(rule, rule.value, z)))
+        else:
+            for y in (0.0, 1.0) if rule.domain == "probability" else (0.0, 1.0, -1.7):
+                grid = _PROBABILITY if rule.domain == "probability" else _REAL
+                _check_slope(rule, grid, lambda p, y=y: (p, y), lambda p, y=y: (p, y))
+
+
+def _call(rule: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments, *([rule.namespace] if rule.parameters else []))
+    except Exception as error:
+        raise RuleError(f"{rule.label} fails in plain Python at {arguments}: {error!r}") from error
+
+
+def _check_slope(rule: Any, grid: Any, value_at: Any, slope_at: Any) -> None:
+    checked = 0
+    for z in grid:
+        expected, smooth = differences(lambda x: _call(rule, rule.value, *value_at(x)), float(z))
+        if not smooth or not np.isfinite(expected):
+            continue
+        got = float(_call(rule, rule.slope, *slope_at(float(z))))
+        if not abs(got - expected) <= _AGREEMENT * max(1.0, abs(expected)):
+            raise RuleError(
+                f"{rule.label}: the derivative at {z:.4f} is {got:.6g}, but differences of the value give {expected:.6g}"
+            )
+        checked += 1
+    if checked < len(grid) // 2:
+        raise RuleError(f"{rule.label} is finite and smooth at only {checked} of {len(grid)} points of its domain")
+
+
+def _check_update(rule: Optimizer) -> None:
+    h = types.SimpleNamespace(**rule.parameters, t=1.0)
+    arguments = (0.5, -0.25, *[0.0] * len(rule.slots))
+    try:
+        result = rule.update(*arguments, h)
+    except Exception as error:
+        raise RuleError(f"{rule.label} fails in plain Python at {arguments}: {error!r}") from error
+    got = len(result) if isinstance(result, tuple) else 1
+    if got != 1 + len(rule.slots):
+        names = ", ".join(("w", *rule.slots))
+        raise RuleError(f"{rule.label} returns {got} values; expected ({names})")
