@@ -105,9 +105,9 @@ def _drop_stale(base: pathlib.Path, current: pathlib.Path) -> None:
     """Remove the folders of other versions that nobody used for a month."""
     limit = time.time() - _STALE_DAYS * 86400
     for other in base.iterdir():
-        if other != current and len(other.name) == len(current.name) and other.is_dir():
-            if other.stat().st_mtime < limit:
-                shutil.rmtree(other, ignore_errors=True)
+        versioned = other != current and len(other.name) == len(current.name) and other.is_dir()
+        if versioned and other.stat().st_mtime < limit:
+            shutil.rmtree(other, ignore_errors=True)
 
 
 class _Locator(caching._CacheLocator):
@@ -161,7 +161,7 @@ def _counted(name: str, hits: Callable[[], int]) -> Iterator[None]:
     STATISTICS["loaded" if hits() > before else "compiled"] += 1
 
 
-def _function(text: str, name: str, scope: dict[str, Any], *meanings: str) -> Any:
+def make(text: str, name: str, scope: dict[str, Any], *meanings: str) -> Any:
     """Execute ``text`` in ``scope`` and mark its function ``name`` with a fingerprint."""
     namespace = dict(scope)
     exec(compile(text, f"<dlcore {name}>", "exec"), namespace)
@@ -171,7 +171,7 @@ def _function(text: str, name: str, scope: dict[str, Any], *meanings: str) -> An
 
 
 def native(function: Any, signature: Any, options: dict[str, Any] | None = None) -> Any:
-    """A dispatcher for ``function`` (marked by :func:`_function`) compiled for ``signature``, from the disk if it can be."""
+    """A dispatcher for ``function`` (made by :func:`make`), compiled for ``signature`` or loaded from the disk."""
     dispatcher = numba.njit(**{**OPTIONS, **(options or {})})(function)
     dispatcher._cache = _Cache(function)
     _announce(function, dispatcher._cache, signature)
@@ -337,7 +337,7 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
                 lowered = {n: lower(rule, n, dtype, CPU) for n in names}
                 text = _STRIPS[part].format(name=name)
             scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
-            function = _function(text, name, scope, *(low.text for low in lowered.values()))
+            function = make(text, name, scope, *(low.text for low in lowered.values()))
             _compiled[key] = callback(function, STRIP_SIGNATURES[part])
     return _compiled[key]
 

@@ -54,6 +54,7 @@ def _op(name: str, operands: str, doc: str, *, scalars: str = "", rule: str | No
     return Op(name, tuple(parsed), tuple(scalars.split()), rule, doc)
 
 
+# fmt: off
 _LIST = [
     # -- data
     _op("gather_rows", "source:Nk order:O[i] >out:mk", "out[r] = source[order[start + r]]"),
@@ -89,9 +90,10 @@ _LIST = [
     _op("softmax_cross_entropy_dense", "z:mn target:mn weight?:m >loss:m >dz?:mn",
         "loss = sum_j t_j (log sum exp z - z_j); dz = weight (softmax(z) sum t - t) / m"),
     _op("elementwise_loss", "p:mn target:mn weight?:m >loss:m >dp?:mn",
-        "loss = reduce_j L(p_j, t_j); dp = weight L'(p, t) / m, / n too where the reduction is the mean", rule="loss"),
+        "loss = reduce_j L(p_j, t_j); dp = weight L'(p, t) / m, / n too where mean != 0",
+        scalars="mean", rule="loss"),
     # -- metrics: one value a row, and their mean into a history
-    _op("categorical_accuracy", "score:mn labels:m[i] >hit:m", "hit = 1 where argmax_j score_j = label (first maximum)"),
+    _op("categorical_accuracy", "score:mn labels:m[i] >hit:m", "hit = 1 where argmax score = label; the first maximum"),
     _op("categorical_accuracy_dense", "score:mn target:mn >hit:m", "hit = 1 where argmax score = argmax target"),
     _op("binary_accuracy", "score:mn target:mn >hit:m",
         "hit = mean_j of [score_j > threshold] = [target_j > 1/2]", scalars="threshold"),
@@ -104,6 +106,7 @@ _LIST = [
     _op("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
         rule="optimizer"),
 ]
+# fmt: on
 
 OPS: dict[str, Op] = {op.name: op for op in _LIST}
 

@@ -174,7 +174,10 @@ class _Rewriter(ast.NodeTransformer):
                 if not hasattr(module, node.attr):
                     raise self.fail(node, f"{owner}.{node.attr} does not exist")
                 return self.resolve(node, f"{owner}.{node.attr}", getattr(module, node.attr))
-        raise self.fail(node, f"{ast.unparse(node)!r}: a rule may use numbers, functions of math, and other plain functions")
+        raise self.fail(
+            node,
+            f"{ast.unparse(node)!r}: a rule may use numbers, functions of math, and other plain functions",
+        )
 
     def parameter(self, node: ast.Attribute) -> ast.expr:
         if node.attr not in self.constants:

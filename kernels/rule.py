@@ -46,9 +46,7 @@ def _expect(function: Callable[..., Any], symbols: str, parameters: dict[str, fl
     got = _arguments(function)
     if len(got) != count:
         expected = ", ".join([*symbols.split(), *(["h"] if parameters else [])])
-        raise RuleError(
-            f"{function.__name__} ({_where(function)}) takes ({', '.join(got)}); expected ({expected})"
-        )
+        raise RuleError(f"{function.__name__} ({_where(function)}) takes ({', '.join(got)}); expected ({expected})")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,181 @@
+"""What runs along rows on the CPU: gather, softmax, losses, metrics.
+
+Memory contract: outputs are overwritten. Gradients of losses are those of the mean over the batch, 1/m included.
+Sums along a row are kept in float64.
+"""
+
+from __future__ import annotations
+
+from ..mathfn import exp, log
+from ..native import call_loss
+
+
+def gather_rows(start, source, order, out):  # type: ignore[no-untyped-def]
+    """``out[r] = source[order[start + r]]`` for matrices."""
+    for r in range(out.shape[0]):
+        row = out[r]
+        line = source[order[start + r]]
+        for j in range(row.size):
+            row[j] = line[j]
+
+
+def gather_labels(start, source, order, out):  # type: ignore[no-untyped-def]
+    """``out[r] = source[order[start + r]]`` for vectors."""
+    for r in range(out.size):
+        out[r] = source[order[start + r]]
+
+
+gather_values = gather_labels
+
+
+def softmax_forward(z, y):  # type: ignore[no-untyped-def]
+    """``y = exp(z - max z) / sum exp(z - max z)`` for each row."""
+    for i in range(z.shape[0]):
+        _exponentials(z[i], y[i])
+        _scale(y[i], y.dtype.type(1.0 / _sum(y[i])))
+
+
+def softmax_backward(dy, y, dz):  # type: ignore[no-untyped-def]
+    """``dz = y * (dy - sum(dy * y))`` for each row."""
+    for i in range(y.shape[0]):
+        s = 0.0
+        for j in range(y.shape[1]):
+            s += float(dy[i, j]) * float(y[i, j])
+        shift = y.dtype.type(s)
+        for j in range(y.shape[1]):
+            dz[i, j] = y[i, j] * (dy[i, j] - shift)
+
+
+def softmax_cross_entropy(z, labels, weight, loss, dz):  # type: ignore[no-untyped-def]
+    """``loss = log sum exp z - z[label]``, ``dz = weight (softmax z - onehot) / m``."""
+    m = z.shape[0]
+    for i in range(m):
+        row = z[i]
+        peak = _peak(row)
+        label = labels[i]
+        w = 1.0
+        if weight.size > 0:
+            w = float(weight[i])
+        if dz.size > 0:
+            _exponentials(row, dz[i])
+            total = _sum(dz[i])
+            _scale(dz[i], z.dtype.type(w / (total * m)))
+            dz[i, label] -= z.dtype.type(w / m)
+        else:
+            total = _sum_of_exponentials(row, peak)
+        loss[i] = z.dtype.type(w * (log(total) + float(peak) - float(row[label])))
+
+
+def softmax_cross_entropy_dense(z, target, weight, loss, dz):  # type: ignore[no-untyped-def]
+    """``loss = sum_j t_j (log sum exp z - z_j)``, ``dz = weight (softmax(z) sum t - t) / m``."""
+    m, n = z.shape
+    for i in range(m):
+        row = z[i]
+        peak = _peak(row)
+        mass = 0.0
+        dot = 0.0
+        for j in range(n):
+            t = float(target[i, j])
+            mass += t
+            if t != 0.0:  # a class without mass costs nothing, whatever its logit
+                dot += t * (float(row[j]) - float(peak))
+        w = 1.0
+        if weight.size > 0:
+            w = float(weight[i])
+        if dz.size > 0:
+            _exponentials(row, dz[i])
+            total = _sum(dz[i])
+            _scale(dz[i], z.dtype.type(mass * w / (total * m)))
+            share = z.dtype.type(w / m)
+            for j in range(n):
+                dz[i, j] -= share * target[i, j]
+        else:
+            total = _sum_of_exponentials(row, peak)
+        loss[i] = z.dtype.type(w * (mass * log(total) - dot))
+
+
+def elementwise_loss(rule, p, target, weight, loss, dp, mean):  # type: ignore[no-untyped-def]
+    """Per row the sum or mean of ``L(p, t)``; ``dp = weight L'(p, t) / m``, divided by n too for the mean."""
+    m, n = p.shape
+    share = 1.0
+    if mean != 0.0:
+        share = 1.0 / n
+    for i in range(m):
+        w = share
+        if weight.size > 0:
+            w *= float(weight[i])
+        gradient = 0
+        if dp.size > 0:
+            gradient = dp[i].ctypes.data
+        loss[i] = w * call_loss(rule, p[i].ctypes.data, target[i].ctypes.data, gradient, n, w / m)
+
+
+def categorical_accuracy(score, labels, hit):  # type: ignore[no-untyped-def]
+    """``hit = 1`` where the first maximum of the scores is at the label."""
+    for i in range(score.shape[0]):
+        hit[i] = 1 if _argmax(score[i]) == labels[i] else 0
+
+
+def categorical_accuracy_dense(score, target, hit):  # type: ignore[no-untyped-def]
+    """``hit = 1`` where the scores and the targets have their first maximum at the same place."""
+    for i in range(score.shape[0]):
+        hit[i] = 1 if _argmax(score[i]) == _argmax(target[i]) else 0
+
+
+def binary_accuracy(score, target, hit, threshold):  # type: ignore[no-untyped-def]
+    """The share of the columns in which ``score > threshold`` agrees with ``target > 1/2``."""
+    n = score.shape[1]
+    for i in range(score.shape[0]):
+        count = 0
+        for j in range(n):
+            count += (score[i, j] > threshold) == (target[i, j] > 0.5)
+        hit[i] = count / n
+
+
+def record(index, value, history):  # type: ignore[no-untyped-def]
+    """``history[index] = mean(value)``, summed in float64."""
+    s = 0.0
+    for i in range(value.size):
+        s += float(value[i])
+    history[index] = s / value.size
+
+
+def _peak(row):  # type: ignore[no-untyped-def]
+    peak = row[0]
+    for j in range(row.size):
+        if row[j] > peak:
+            peak = row[j]
+    return peak
+
+
+def _argmax(row):  # type: ignore[no-untyped-def]
+    best = 0
+    for j in range(row.size):
+        if row[j] > row[best]:
+            best = j
+    return best
+
+
+def _exponentials(row, out):  # type: ignore[no-untyped-def]
+    peak = _peak(row)
+    for j in range(row.size):
+        out[j] = exp(row[j] - peak)
+
+
+def _sum(row):  # type: ignore[no-untyped-def]
+    s = 0.0
+    for j in range(row.size):
+        s += float(row[j])
+    return s
+
+
+def _sum_of_exponentials(row, peak):  # type: ignore[no-untyped-def]
+    s = 0.0
+    for j in range(row.size):
+        s += float(exp(row[j] - peak))
+    return s
+
+
+def _scale(row, factor):  # type: ignore[no-untyped-def]
+    for j in range(row.size):
+        row[j] *= factor
