@@ -162,11 +162,16 @@ def _counted(name: str, hits: Callable[[], int]) -> Iterator[None]:
 
 
 def make(text: str, name: str, scope: dict[str, Any], *meanings: str) -> Any:
-    """Execute ``text`` in ``scope`` and mark its function ``name`` with a fingerprint."""
-    namespace = dict(scope)
+    """Execute ``text`` in ``scope`` and mark its function ``name`` with a fingerprint.
+
+    Numba imports the module of a function when it loads it, and forms symbols from the qualified name: the one must
+    exist and the other must be unique, or a second process would load another function under the same symbol.
+    """
+    namespace = {**scope, "__name__": __name__}
     exec(compile(text, f"<dlcore {name}>", "exec"), namespace)
     function = namespace[name]
     function.__fingerprint__ = fingerprint(text, *meanings)
+    function.__qualname__ = f"{name}_{function.__fingerprint__[:12]}"
     return function
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import ast
 import builtins
+import copy
+import hashlib
 import inspect
 import textwrap
 import types
@@ -90,7 +92,7 @@ class _Rewriter(ast.NodeTransformer):
         self.scope = _scope(function)
         self.constants = constants  # parameters read as h.<name>, baked in
         self.h: str | None = None
-        self.globals: dict[str, Any] = {"__builtins__": builtins}
+        self.globals: dict[str, Any] = {"__builtins__": builtins, "__name__": __name__}
         self.meaning: list[str] = [f"{backend.name} {dtype}"]
 
     # -- helpers
@@ -265,8 +267,6 @@ class _UniformRewriter(_Rewriter):
             def visit_Name(self, name: ast.Name) -> ast.AST:
                 return names.get(name.id, name)
 
-        import copy
-
         return Substitute().visit(copy.deepcopy(node))
 
     def visit(self, node: ast.AST) -> Any:
@@ -325,8 +325,11 @@ def _definition(function: Any, label: str) -> ast.FunctionDef:
 def _execute(definition: ast.FunctionDef, name: str, rewriter: _Rewriter) -> tuple[str, Any]:
     definition.name = name
     module = ast.fix_missing_locations(ast.Module([definition], []))
+    text = "\n".join([*sorted(rewriter.meaning), ast.unparse(module)])
     exec(compile(module, rewriter.file, "exec"), rewriter.globals)
-    return "\n".join([*sorted(rewriter.meaning), ast.unparse(module)]), rewriter.globals[name]
+    function = rewriter.globals[name]
+    function.__qualname__ = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # symbols are formed from it
+    return text, function
 
 
 def _lower(function: Any, dtype: np.dtype, backend: Backend, label: str, constants: dict[str, float]) -> Lowered:

@@ -60,6 +60,7 @@ def _specialise(function: Any, dtype: np.dtype) -> Any:
                 scope[name] = compiler.CPU.inline(_specialise(value, dtype))
         clone = python_types.FunctionType(function.__code__, scope, function.__name__)
         clone.__module__ = function.__module__
+        clone.__qualname__ = f"{function.__name__}_{dtype.name}"
         _specialised[key] = clone
     return _specialised[key]
 
@@ -187,7 +188,7 @@ def execute(instruction: Instruction, start: int = 0, index: int = 0) -> None:
 def _one(table: np.ndarray, context: np.ndarray) -> None:
     global _single
     if _single is None:
-        text = "def single(row_, context_):\n    call(row, row_, context_)\n".replace("call(row,", "call(first(row_, 1)[0],")
+        text = "def single(row_, context_):\n    call(first(row_, 1)[0], row_, context_)\n"
         function = compiler.make(text, "single", {"call": call_entry, "first": VIEWS[np.dtype(np.int64)][1]})
         _single = compiler.native(function, types.void(types.int64, types.int64))
     _single(table.ctypes.data, context.ctypes.data)
