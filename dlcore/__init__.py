@@ -1,0 +1,30 @@
+"""Fused kernels for training dense neural networks, with layers on top.
+
+``dlcore.Sequential`` and ``dlcore.layers`` build and train networks, ``dlcore.kernels`` are the kernels on plain
+arrays, and ``@dlcore.activation``, ``@dlcore.loss``, ``@dlcore.optimizer`` make rules of your own that run fused.
+"""
+
+from . import initializers, kernels, layers, losses, metrics, optimizers
+from ._version import __version__
+from .checkpoint import load
+from .kernels import activation, loss, optimizer
+from .model import Sequential
+from .random import set_seed
+from .training import History
+
+__all__ = [
+    "History",
+    "Sequential",
+    "__version__",
+    "activation",
+    "initializers",
+    "kernels",
+    "layers",
+    "load",
+    "loss",
+    "losses",
+    "metrics",
+    "optimizer",
+    "optimizers",
+    "set_seed",
+]

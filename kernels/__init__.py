@@ -1,4 +1,75 @@
-"""Fused kernels on plain arrays: no layers, no models, only arrays in and arrays out."""
+"""Fused kernels on plain arrays, and the rules they are fused with: no layers, no models.
+
+>>> import numpy as np
+>>> from dlcore import kernels
+>>> x, w, b = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32), np.full(4, -1, np.float32)
+>>> kernels.dense_forward(x, w, b, "relu")
+array([[2., 2., 2., 2.],
+       [2., 2., 2., 2.]], dtype=float32)
+"""
 
 if __name__ != "dlcore.kernels":
     raise ImportError(f"this package is dlcore.kernels and was imported as {__name__!r}; use 'import dlcore.kernels'")
+
+from . import activations, losses, optimizers  # noqa: F401  the built-in rules register themselves
+from .device import DeviceError, resolve, why_no_gpu
+from .instructions import ROWS, Instruction, ShapeError
+from .ops import (
+    activation_backward,
+    activation_forward,
+    batch_norm_backward,
+    batch_norm_forward,
+    batch_norm_inference,
+    binary_accuracy,
+    categorical_accuracy,
+    dense_backward,
+    dense_forward,
+    dropout,
+    elementwise_loss,
+    gather,
+    optimizer_update,
+    softmax,
+    softmax_backward,
+    softmax_cross_entropy,
+)
+from .program import Buffer, Builder, Program
+from .rule import Activation as ActivationRule
+from .rule import Loss as LossRule
+from .rule import Optimizer as OptimizerRule
+from .rule import RuleError, activation, find, loss, optimizer
+
+__all__ = [
+    "ROWS",
+    "ActivationRule",
+    "Buffer",
+    "Builder",
+    "DeviceError",
+    "Instruction",
+    "LossRule",
+    "OptimizerRule",
+    "Program",
+    "RuleError",
+    "ShapeError",
+    "activation",
+    "activation_backward",
+    "activation_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
+    "batch_norm_inference",
+    "binary_accuracy",
+    "categorical_accuracy",
+    "dense_backward",
+    "dense_forward",
+    "dropout",
+    "elementwise_loss",
+    "find",
+    "gather",
+    "loss",
+    "optimizer",
+    "optimizer_update",
+    "resolve",
+    "softmax",
+    "softmax_backward",
+    "softmax_cross_entropy",
+    "why_no_gpu",
+]

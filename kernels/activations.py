@@ -4,7 +4,10 @@
 kept at all. At a kink the derivative is that of the left piece (0 for ReLU at 0), as in PyTorch and TensorFlow.
 """
 
-from .mathfn import erf, exp, expm1, sigmoid as logistic, softplus as log1p_exp, tanh as tangent
+from .mathfn import erf, exp, expm1
+from .mathfn import sigmoid as logistic
+from .mathfn import softplus as log1p_exp
+from .mathfn import tanh as tangent
 from .rule import activation
 
 _SQRT_HALF = 0.7071067811865476  # 1 / sqrt(2)

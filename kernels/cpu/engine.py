@@ -67,7 +67,11 @@ def _specialise(function: Any, dtype: np.dtype) -> Any:
 
 def _entry_text(op: Op, arguments: Sequence[str], name: str) -> str:
     """An entry: the words of a row as arrays and numbers, then the call of the body."""
-    lines = [f"def {name}(row_, context_):", f"    row = words(row_, {WORDS})", f"    context = words(context_, {CONTEXT})"]
+    lines = [
+        f"def {name}(row_, context_):",
+        f"    row = words(row_, {WORDS})",
+        f"    context = words(context_, {CONTEXT})",
+    ]
     word = 1
     for operand in op.operands:
         sizes = []
@@ -274,8 +278,8 @@ class Engine:
             self._externs[name] = array
         self._tables.clear()
 
-    def extern(self, name: str) -> np.ndarray:
-        """The array bound to ``name``."""
+    def fetch(self, name: str) -> np.ndarray:
+        """The array bound to ``name``, with what was written into it."""
         return self._externs[name]
 
     def _array(self, operand: Any) -> np.ndarray | None:

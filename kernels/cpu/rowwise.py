@@ -6,7 +6,9 @@ Sums along a row are kept in float64.
 
 from __future__ import annotations
 
-from ..mathfn import exp, log
+import math
+
+from ..mathfn import exp
 from ..native import call_loss
 
 
@@ -63,7 +65,7 @@ def softmax_cross_entropy(z, labels, weight, loss, dz):  # type: ignore[no-untyp
             dz[i, label] -= z.dtype.type(w / m)
         else:
             total = _sum_of_exponentials(row, peak)
-        loss[i] = z.dtype.type(w * (log(total) + float(peak) - float(row[label])))
+        loss[i] = z.dtype.type(w * (math.log(total) + float(peak) - float(row[label])))
 
 
 def softmax_cross_entropy_dense(z, target, weight, loss, dz):  # type: ignore[no-untyped-def]
@@ -91,7 +93,7 @@ def softmax_cross_entropy_dense(z, target, weight, loss, dz):  # type: ignore[no
                 dz[i, j] -= share * target[i, j]
         else:
             total = _sum_of_exponentials(row, peak)
-        loss[i] = z.dtype.type(w * (mass * log(total) - dot))
+        loss[i] = z.dtype.type(w * (mass * math.log(total) - dot))
 
 
 def elementwise_loss(rule, p, target, weight, loss, dp, mean):  # type: ignore[no-untyped-def]

@@ -1,0 +1,189 @@
+"""From layers, loss, metrics and optimizer to one program with the lists "train", "test" and "predict"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .kernels import Buffer, Builder, Program, find
+from .kernels.compile import UNIFORM_HEADER, uniforms_of
+from .layers import SOFTMAX, Activation, Dropout, Layer
+from .losses import Loss
+from .metrics import Metric
+from .optimizers import Optimizer
+
+_ABSORBED = {"categorical": SOFTMAX, "binary": "sigmoid"}  # the activation that belongs to a loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a program is made for; a model makes another when it changes."""
+
+    loss: Loss | None = None
+    metrics: tuple[Metric, ...] = ()
+    optimizer: Optimizer | None = None
+    labels: bool = False  # targets are class numbers, not a matrix
+    weighted: bool = False  # every sample has a weight
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for plans whose programs are the same."""
+        rule = self.optimizer.rule if self.optimizer is not None else None
+        return self.loss, self.metrics, rule, self.labels, self.weighted
+
+
+@dataclass
+class Network:
+    """A program with the buffers that the model reads and writes by name."""
+
+    program: Program
+    step: Buffer
+    seed: Buffer
+    hyper: Buffer | None = None
+    output: Buffer | None = None
+    histories: list[str] = field(default_factory=list)
+
+
+def _absorbs(plan: Plan, last: Layer) -> bool:
+    loss = plan.loss
+    if loss is None or loss.from_logits or loss.kind not in _ABSORBED:
+        return False
+    activation = last.final_activation
+    name = activation if isinstance(activation, str) else getattr(activation, "name", None)
+    return name == _ABSORBED[loss.kind]
+
+
+def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, plan: Plan) -> Network:
+    """Build every layer for samples of ``shape`` and emit the lists that ``plan`` allows."""
+    b = Builder(dtype)
+    network = Network(b.program, b.state("step", (1,), np.int64), b.state("seed", (1,), np.int64))
+    sample = shape
+    for number, layer in enumerate(layers):
+        layer.build(b, sample)
+        if isinstance(layer, Dropout):
+            layer.stream = (network.seed, network.step, number)
+        sample = layer.output_shape(sample)
+    samples = b.extern("samples", (0, math.prod(shape)))
+    order = b.extern("order", (0,), np.int64)
+
+    def gather() -> Any:
+        x = b.rows("x", math.prod(shape))
+        b.emit("gather_rows", samples, order, x)
+        return x
+
+    if plan.loss is not None:
+        assert plan.optimizer is not None
+        emitter = _Emitter(b, layers, plan, order, math.prod(sample))
+        rule = plan.optimizer.rule
+        hyper = network.hyper = b.state("hyper", (len(rule.parameters) + 2,), np.float64)
+        uniforms = b.state("uniforms", (UNIFORM_HEADER + len(uniforms_of(rule)),))
+        parameters, gradients, slots = b.whole(len(rule.slots))
+        network.histories = ["loss", *(metric.name for metric in plan.metrics)]
+        b.emit("optimizer_begin", hyper, network.step, uniforms, rule=rule)
+        emitter.pass_over(gather(), training=True)
+        b.emit("clip_by_global_norm", gradients, hyper, uniforms)
+        b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
+        b.finish("train")
+        emitter.pass_over(gather(), training=False)
+        b.finish("test")
+    x = gather()
+    for layer in layers:
+        x, _ = layer.forward(b, x, False)
+    network.output = x
+    b.finish("predict")
+    return network
+
+
+class _Emitter:
+    """Emits one pass over a mini-batch: forward, loss, metrics, their records, and in training the gradients."""
+
+    def __init__(self, builder: Builder, layers: Sequence[Layer], plan: Plan, order: Any, outputs: int) -> None:
+        assert plan.loss is not None
+        self.b, self.plan, self.loss, self.order, self.outputs = builder, plan, plan.loss, order, outputs
+        self.absorbed = _absorbs(plan, layers[-1])
+        self.layers = [*layers[:-1], layers[-1].without_activation()] if self.absorbed else list(layers)
+        self.logits = self.absorbed or self.loss.from_logits
+
+    def pass_over(self, x: Any, training: bool) -> None:
+        b, first = self.b, x
+        target, weight = self.target(), self.weight()
+        backwards = []
+        for layer in self.layers:
+            x, backward = layer.forward(b, x, training)
+            backwards.append((backward, x))
+        value = b.rows("loss", dtype=None)
+        gradient = b.rows("d_output", self.outputs) if training else None
+        self.emit_loss(x, target, weight, value, gradient)
+        b.emit("record", value, b.extern("history_loss", (0,), np.float64))
+        self.emit_metrics(x, target)
+        if not training:
+            return
+        last = self.first_trainable()
+        for number in range(len(self.layers) - 1, last - 1, -1):
+            gradient = backwards[number][0](gradient, number > last)
+        del first
+
+    def first_trainable(self) -> int:
+        """The number of the first layer with parameters: nothing before it needs a gradient."""
+        for number, layer in enumerate(self.layers):
+            if any(gradient is not None for _, gradient, _ in layer.variables.values()):
+                return number
+        return len(self.layers)
+
+    def target(self) -> Any:
+        b = self.b
+        if self.plan.labels:
+            target = b.rows("labels", dtype=np.int64)
+            b.emit("gather_labels", b.extern("targets", (0,), np.int64), self.order, target)
+        else:
+            target = b.rows("target", self.outputs)
+            b.emit("gather_rows", b.extern("targets", (0, self.outputs)), self.order, target)
+        return target
+
+    def weight(self) -> Any:
+        if not self.plan.weighted:
+            return None
+        weight = self.b.rows("weight")
+        self.b.emit("gather_values", self.b.extern("weights", (0,)), self.order, weight)
+        return weight
+
+    def emit_loss(self, p: Any, target: Any, weight: Any, value: Any, gradient: Any) -> None:
+        if self.loss.kind == "categorical" and self.logits:
+            op = "softmax_cross_entropy" if self.plan.labels else "softmax_cross_entropy_dense"
+            self.b.emit(op, p, target, weight, value, gradient)
+            return
+        logits = self.loss.kind == "binary" and self.logits
+        rule = find("loss", "binary_crossentropy_from_logits") if logits else self.loss.rule
+        mean = float(rule.reduction == "mean")
+        self.b.emit("elementwise_loss", p, target, weight, value, gradient, rule=rule, mean=mean)
+
+    def emit_metrics(self, p: Any, target: Any) -> None:
+        b = self.b
+        for metric in self.plan.metrics:
+            value = b.rows(metric.name)
+            if metric.kind == "categorical_accuracy":
+                op = "categorical_accuracy" if self.plan.labels else "categorical_accuracy_dense"
+                b.emit(op, p, target, value)
+            elif self.plan.labels:
+                raise ValueError(
+                    f"metric {metric.name!r} needs targets of shape (batch, {self.outputs}), not class numbers"
+                )
+            elif metric.kind == "binary_accuracy":
+                odds = metric.threshold / (1.0 - metric.threshold)
+                threshold = math.log(odds) if self.logits else metric.threshold
+                b.emit("binary_accuracy", p, target, value, threshold=threshold)
+            else:
+                q = self.probabilities(p)
+                mean = float(metric.rule.reduction == "mean")  # type: ignore[union-attr]
+                b.emit("elementwise_loss", q, target, None, value, None, rule=metric.rule, mean=mean)
+            b.emit("record", value, b.extern(f"history_{metric.name}", (0,), np.float64))
+
+    def probabilities(self, p: Any) -> Any:
+        """The model's output as the user sees it, where the loss took the logits."""
+        if not self.absorbed:
+            return p
+        return Activation(_ABSORBED[self.loss.kind], name="output").forward(self.b, p, False)[0]

@@ -1,0 +1,202 @@
+"""The loops: epochs of mini-batches, evaluation, prediction; with history and progress."""
+
+from __future__ import annotations
+
+import operator
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from . import random
+from .network import Network
+from .optimizers import Optimizer
+
+_SLICE = 0.05  # seconds in native code at a time: Ctrl-C and the progress bar wait no longer than this
+
+
+def positive(name: str, value: Any) -> int:
+    """``value`` as an integer of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+    return number
+
+
+@dataclass
+class History:
+    """What ``fit`` returns: ``history["loss"][e]`` is the mean loss of epoch ``e``, likewise metrics and ``val_`` ones."""
+
+    history: dict[str, list[float]] = field(default_factory=dict)
+    epoch: list[int] = field(default_factory=list)
+
+    def append(self, epoch: int, values: dict[str, float]) -> None:
+        """Add an epoch."""
+        self.epoch.append(epoch)
+        for name, value in values.items():
+            self.history.setdefault(name, []).append(value)
+
+
+@dataclass
+class Data:
+    """Samples ``(n, features)``, targets ``(n,)`` or ``(n, outputs)``, weights ``(n,)`` or None."""
+
+    samples: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None = None
+
+    def split(self, count: int) -> tuple[Data, Data]:
+        """The first ``count`` samples and the others."""
+        if not 0 < count < len(self.samples):
+            raise ValueError(f"a validation split of {len(self.samples)} samples leaves one side empty")
+        weights = self.weights
+        return (
+            Data(self.samples[:count], self.targets[:count], None if weights is None else weights[:count]),
+            Data(self.samples[count:], self.targets[count:], None if weights is None else weights[count:]),
+        )
+
+
+class Runner:
+    """Binds data to an engine and runs lists of its program over it."""
+
+    def __init__(self, engine: Any, network: Network, optimizer: Optimizer, data: Data) -> None:
+        self.engine, self.network, self.optimizer, self.data = engine, network, optimizer, data
+        self.count = len(data.samples)
+
+    def bind(self, order: np.ndarray, batches: int) -> None:
+        """Bind data, order and empty histories of ``batches`` mini-batches."""
+        bindings = {"samples": self.data.samples, "targets": self.data.targets, "order": order}
+        if self.data.weights is not None:
+            bindings["weights"] = self.data.weights
+        histories = {f"history_{name}": np.zeros(batches) for name in self.network.histories}
+        self.engine.bind(**bindings, **histories)
+
+    def run(self, name: str, batch: int, first: int, steps: int) -> None:
+        """Run mini-batches ``first`` to ``first + steps - 1``."""
+        if name == "train":
+            self.engine.write(self.network.hyper, self.optimizer.hyper())
+        self.engine.run(name, steps, batch, self.count, first)
+
+    def means(self, batch: int, done: int) -> dict[str, float]:
+        """The mean over the samples of the first ``done`` mini-batches of each history."""
+        rows = np.full(done, batch, np.float64)
+        rows[-1] = min(batch, self.count - (done - 1) * batch)
+        share = rows / rows.sum()
+        return {name: float(share @ self.engine.fetch(f"history_{name}")[:done]) for name in self.network.histories}
+
+    def whole(self, name: str) -> dict[str, float]:
+        """Run all samples as one mini-batch."""
+        self.bind(np.arange(self.count), 1)
+        self.run(name, self.count, 0, 1)
+        return self.means(self.count, 1)
+
+
+def describe(values: dict[str, float]) -> str:
+    """``loss 0.1234  accuracy 0.9876``"""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def _steps(seconds: float, steps: int) -> int:
+    """How many mini-batches to run next, after ``steps`` took ``seconds``."""
+    return max(1, min(10 * steps, int(steps * _SLICE / max(seconds, 1e-6))))
+
+
+def _epoch(runner: Runner, batch: int, order: np.ndarray, bar: Any, chunk: int) -> tuple[dict[str, float], int]:
+    batches = -(-runner.count // batch)
+    runner.bind(order, batches)
+    done = 0
+    while done < batches:
+        steps = min(chunk, batches - done)
+        start = time.perf_counter()
+        runner.run("train", batch, done, steps)
+        chunk = max(1, _steps(time.perf_counter() - start, steps))
+        done += steps
+        if bar is not None:
+            bar.update(steps)
+            bar.set_postfix_str(describe(runner.means(batch, done)), refresh=False)
+    return runner.means(batch, batches), chunk
+
+
+def fit(
+    model: Any,
+    data: Data,
+    validation: Data | None,
+    batch: int,
+    epochs: int,
+    initial_epoch: int,
+    shuffle: bool,
+    verbose: int,
+) -> History:
+    """Epochs ``initial_epoch`` to ``epochs - 1``; see :meth:`dlcore.Sequential.fit`."""
+    history = History()
+    model.stop_training = False
+    batch = min(batch, len(data.samples))
+    chunk, warned = 1, False
+    for epoch in range(initial_epoch, epochs):
+        runner = model._runner(data, batch)
+        order = random.generator().permutation(runner.count) if shuffle else np.arange(runner.count)
+        bar = None
+        if verbose == 1:
+            label = f"epoch {epoch + 1}/{epochs}"
+            bar = tqdm(total=-(-runner.count // batch), desc=label, unit="batch", leave=epoch + 1 == epochs)
+        try:
+            values, chunk = _epoch(runner, batch, order, bar, chunk)
+            if validation is not None:
+                held_out = evaluate(model, validation, max(batch, model._engine.rows))
+                values |= {f"val_{name}": value for name, value in held_out.items()}
+            if bar is not None:
+                bar.set_postfix_str(describe(values))
+        finally:
+            if bar is not None:
+                bar.close()
+        values["learning_rate"] = model.optimizer.learning_rate
+        history.append(epoch, values)
+        if verbose == 2:
+            print(f"epoch {epoch + 1}/{epochs}: {describe(values)}")
+        if not np.isfinite(values["loss"]) and not warned:
+            warned = True
+            first = (
+                int(np.flatnonzero(~np.isfinite(model._engine.fetch("history_loss")))[0]) if validation is None else 0
+            )
+            place = f"mini-batch {first + 1} of epoch {epoch + 1}" if validation is None else f"epoch {epoch + 1}"
+            warnings.warn(
+                f"the loss became {values['loss']} in {place}; a smaller learning rate or global_clipnorm may help",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if model.stop_training:
+            break
+    return history
+
+
+def evaluate(model: Any, data: Data, batch: int) -> dict[str, float]:
+    """Mean loss and metrics over ``data``."""
+    batch = min(batch, len(data.samples))
+    runner = model._runner(data, batch)
+    batches = -(-runner.count // batch)
+    runner.bind(np.arange(runner.count), batches)
+    runner.run("test", batch, 0, batches)
+    return runner.means(batch, batches)
+
+
+def predict(engine: Any, network: Network, samples: np.ndarray, batch: int) -> np.ndarray:
+    """The outputs for ``samples``."""
+    assert network.output is not None
+    count = len(samples)
+    result = np.empty((count, network.output.shape[1]), network.program.dtype)
+    if not count:
+        return result
+    batch = min(batch, count)
+    engine.reserve(batch)
+    engine.bind(samples=samples, order=np.arange(count))
+    for index in range(-(-count // batch)):
+        rows = min(batch, count - index * batch)
+        engine.run("predict", 1, batch, count, index)
+        result[index * batch : index * batch + rows] = engine.read(network.output)[:rows]
+    return result

@@ -1,0 +1,343 @@
+"""The kernels as functions on arrays, for people who bring their own loop.
+
+The backend follows from the type of the arrays: NumPy runs on the CPU, CuPy and other CUDA arrays on the GPU. Inputs
+may be read-only, strided or in Fortran order: what is not C-contiguous is copied. float32 and float64 are computed
+as they come; all floating arrays of a call have one dtype. Raises :class:`ShapeError` where operands do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .instructions import Instruction, ShapeError
+from .rule import Optimizer, RuleError, find
+
+
+class _Cpu:
+    """NumPy arrays and the CPU engine."""
+
+    empty = staticmethod(np.empty)
+    zeros = staticmethod(np.zeros)
+
+    @staticmethod
+    def contiguous(array: Any, dtype: Any = None) -> Any:
+        return np.ascontiguousarray(array, dtype)
+
+    @staticmethod
+    def run(instruction: Instruction, **context: int) -> None:
+        from .cpu import engine
+
+        engine.execute(instruction, **context)
+
+
+def _backend(*arrays: Any) -> Any:
+    """The backend of the arrays; all must live on the same side."""
+    on_device = [a is not None and not isinstance(a, np.ndarray) for a in arrays]
+    present = [a is not None for a in arrays]
+    if not any(on_device):
+        return _Cpu
+    if on_device != present:
+        raise ShapeError("some arrays are on the GPU and some are not; move them to one side")
+    from .cuda.arrays import backend_of
+
+    return backend_of([a for a in arrays if a is not None])
+
+
+def _float(name: str, array: Any, backend: Any) -> Any:
+    """``array`` as a C-contiguous array of float32 or float64; lists and integers are refused."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        raise TypeError(f"{name} must be an array, got {type(array).__name__}")
+    if dtype not in (np.float32, np.float64):
+        raise ShapeError(f"{name} is {dtype}; expected float32 or float64")
+    return backend.contiguous(array)
+
+
+def _run(backend: Any, op: str, operands: list[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+    instruction = Instruction(op, operands, rule, scalars)
+    if all(a is None or a.size for a in operands[:1]):  # zero rows: there is nothing to do
+        backend.run(instruction)
+
+
+def _matrix(name: str, array: Any) -> None:
+    if array.ndim != 2:
+        raise ShapeError(f"{name} has shape {array.shape}; expected (batch, features)")
+
+
+def dense_forward(x: Any, w: Any, b: Any = None, activation: Any = "linear", *, return_z: bool = False) -> Any:
+    """``g(x W + b)`` with ``x (batch, n_in)``, ``W (n_in, n_out)``, ``b (n_out,)`` or None; ``(batch, n_out)``.
+
+    With ``return_z`` also ``z = x W + b``, which the derivative of some activations reads.
+    """
+    backend = _backend(x, w, b)
+    rule = find("activation", activation)
+    x, w = _float("x", x, backend), _float("w", w, backend)
+    b = None if b is None else _float("b", b, backend)
+    _matrix("x", x)
+    _matrix("w", w)
+    y = backend.empty((x.shape[0], w.shape[1]), x.dtype)
+    z = backend.empty(y.shape, x.dtype) if return_z else None
+    _run(backend, "dense_forward", [x, w, b, z, y], rule)
+    return (y, z) if return_z else y
+
+
+def dense_backward(
+    dy: Any, x: Any, w: Any, y: Any, activation: Any = "linear", *, z: Any = None, bias: bool = True
+) -> tuple[Any, Any, Any]:
+    """``(dx, dW, db)`` from the gradient ``dy`` of ``y = g(x W + b)``; ``db`` is None where ``bias`` is False.
+
+    ``dz = dy * g'(z)``, ``dW = x^T dz``, ``db = sum_rows dz``, ``dx = dz W^T``. ``z`` is needed where the derivative
+    of the activation reads it (GELU, SiLU, leaky ReLU, ...).
+    """
+    backend = _backend(dy, x, w, y, z)
+    rule = find("activation", activation)
+    if rule.uses_input and z is None:
+        raise ShapeError(f"z is missing: the derivative of {rule.name} reads it; dense_forward(..., return_z=True)")
+    dy, x, w, y = (_float(n, a, backend) for n, a in (("dy", dy), ("x", x), ("w", w), ("y", y)))
+    z = None if z is None else _float("z", z, backend)
+    for name, array in (("dy", dy), ("x", x), ("w", w), ("y", y)):
+        _matrix(name, array)
+    dz = backend.empty(dy.shape, dy.dtype)
+    db = backend.zeros(w.shape[1:], w.dtype) if bias else None
+    dw, dx = backend.zeros(w.shape, w.dtype), backend.empty(x.shape, x.dtype)
+    _run(backend, "dense_backward_z", [dy, z, y, dz, db], rule)
+    _run(backend, "dense_backward_w", [x, dz, dw])
+    _run(backend, "dense_backward_x", [dz, w, dx])
+    return dx, dw, db
+
+
+def activation_forward(z: Any, activation: Any) -> Any:
+    """``g(z)`` for each element of an array of any shape."""
+    backend = _backend(z)
+    z = _float("z", z, backend)
+    y = backend.empty(z.shape, z.dtype)
+    _run(backend, "activation_forward", [z.reshape(-1, 1), y.reshape(-1, 1)], find("activation", activation))
+    return y
+
+
+def activation_backward(dy: Any, z: Any, activation: Any) -> Any:
+    """``dy * g'(z)`` for each element; ``dy`` and ``z`` have one shape."""
+    backend = _backend(dy, z)
+    rule = find("activation", activation)
+    dy, z = _float("dy", dy, backend), _float("z", z, backend)
+    if dy.shape != z.shape:
+        raise ShapeError(f"dy has shape {dy.shape}; expected {z.shape}, that of z")
+    y, dz = activation_forward(z, rule), backend.empty(z.shape, z.dtype)
+    _run(backend, "activation_backward", [a.reshape(-1, 1) for a in (dy, z, y, dz)], rule)
+    return dz
+
+
+def softmax(z: Any) -> Any:
+    """``exp(z - max z) / sum exp(z - max z)`` for each row of ``z (batch, classes)``.
+
+    >>> import numpy as np
+    >>> softmax(np.array([[5.0, 2.0, -1.0, 3.0]])).round(3)
+    array([[0.842, 0.042, 0.002, 0.114]])
+    """
+    backend = _backend(z)
+    z = _float("z", z, backend)
+    _matrix("z", z)
+    y = backend.empty(z.shape, z.dtype)
+    _run(backend, "softmax_forward", [z, y])
+    return y
+
+
+def softmax_backward(dy: Any, y: Any) -> Any:
+    """``y * (dy - sum(dy * y))`` for each row of ``y = softmax(z)``: the gradient in ``z``."""
+    backend = _backend(dy, y)
+    dy, y = _float("dy", dy, backend), _float("y", y, backend)
+    dz = backend.empty(y.shape, y.dtype)
+    _run(backend, "softmax_backward", [dy, y, dz])
+    return dz
+
+
+def batch_norm_forward(
+    x: Any,
+    gamma: Any,
+    beta: Any,
+    running_mean: Any,
+    running_var: Any,
+    *,
+    momentum: float = 0.9,
+    epsilon: float = 1e-5,
+) -> tuple[Any, Any, Any]:
+    """``(y, mean, rstd)`` of a mini-batch ``x (batch, features)``; the running statistics are updated in place.
+
+    ``y = gamma (x - mean) rstd + beta``, ``rstd = 1 / sqrt(var + epsilon)`` with the biased variance; the running
+    variance takes the unbiased one: ``running = momentum * running + (1 - momentum) * batch``.
+    """
+    backend = _backend(x, gamma, beta, running_mean, running_var)
+    x, gamma, beta = (_float(n, a, backend) for n, a in (("x", x), ("gamma", gamma), ("beta", beta)))
+    _in_place(running_mean=running_mean, running_var=running_var)
+    y, mean, rstd = (backend.empty(s, x.dtype) for s in (x.shape, gamma.shape, gamma.shape))
+    operands = [x, gamma, beta, running_mean, running_var, mean, rstd, y]
+    _run(backend, "batch_norm_forward", operands, None, (momentum, epsilon))
+    return y, mean, rstd
+
+
+def batch_norm_inference(
+    x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, epsilon: float = 1e-5
+) -> Any:
+    """``gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``."""
+    arrays = {"x": x, "gamma": gamma, "beta": beta, "running_mean": running_mean, "running_var": running_var}
+    backend = _backend(*arrays.values())
+    operands = [_float(name, array, backend) for name, array in arrays.items()]
+    y = backend.empty(x.shape, x.dtype)
+    _run(backend, "batch_norm_inference", [*operands, y], None, (epsilon,))
+    return y
+
+
+def batch_norm_backward(dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
+    """``(dx, dgamma, dbeta)``; ``mean`` and ``rstd`` are those :func:`batch_norm_forward` returned."""
+    arrays = {"dy": dy, "x": x, "gamma": gamma, "mean": mean, "rstd": rstd}
+    backend = _backend(*arrays.values())
+    operands = [_float(name, array, backend) for name, array in arrays.items()]
+    dx, dgamma, dbeta = (backend.zeros(s, dy.dtype) for s in (x.shape, gamma.shape, gamma.shape))
+    _run(backend, "batch_norm_backward", [*operands, dx, dgamma, dbeta])
+    return dx, dgamma, dbeta
+
+
+def dropout(x: Any, rate: float, *, seed: int, step: int = 0, layer: int = 0) -> Any:
+    """``x / (1 - rate)`` where the mask keeps an element of ``x (batch, features)``, else 0.
+
+    The mask is a function of ``seed, step, layer``, row and column, the same on every backend; the gradient is the
+    same call on ``dy``.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"rate must lie in [0, 1), got {rate!r}")
+    backend = _backend(x)
+    x = _float("x", x, backend)
+    y = backend.empty(x.shape, x.dtype)
+    words = [backend.contiguous(np.array([v], np.int64)) for v in (seed, step)]
+    _run(backend, "dropout", [x, *words, y], None, (rate, layer))
+    return y
+
+
+def softmax_cross_entropy(z: Any, target: Any, *, sample_weight: Any = None) -> tuple[Any, Any]:
+    """``(loss (batch,), dz (batch, classes))`` from logits in one pass; ``dz`` is of the mean over the batch.
+
+    ``target`` holds class numbers ``(batch,)`` of an integer dtype, or probabilities ``(batch, classes)``.
+    """
+    backend = _backend(z, target, sample_weight)
+    z = _float("z", z, backend)
+    _matrix("z", z)
+    loss, dz = backend.empty(z.shape[:1], z.dtype), backend.empty(z.shape, z.dtype)
+    weight = None if sample_weight is None else _float("sample_weight", sample_weight, backend)
+    if target.ndim == 1:
+        labels = _labels(target, z.shape[1], backend)
+        _run(backend, "softmax_cross_entropy", [z, labels, weight, loss, dz])
+    else:
+        _run(backend, "softmax_cross_entropy_dense", [z, _float("target", target, backend), weight, loss, dz])
+    return loss, dz
+
+
+def elementwise_loss(p: Any, target: Any, loss: Any, *, sample_weight: Any = None) -> tuple[Any, Any]:
+    """``(loss (batch,), dp (batch, features))`` of a loss rule; ``dp`` is of the mean over the batch."""
+    backend = _backend(p, target, sample_weight)
+    rule = find("loss", loss)
+    p, target = _float("p", p, backend), _float("target", target, backend)
+    weight = None if sample_weight is None else _float("sample_weight", sample_weight, backend)
+    value, dp = backend.empty(p.shape[:1], p.dtype), backend.empty(p.shape, p.dtype)
+    _run(backend, "elementwise_loss", [p, target, weight, value, dp], rule, (float(rule.reduction == "mean"),))
+    return value, dp
+
+
+def categorical_accuracy(score: Any, target: Any) -> Any:
+    """1 where the largest score is at the label ``(batch,)``, or at the largest target ``(batch, classes)``."""
+    backend = _backend(score, target)
+    score = _float("score", score, backend)
+    _matrix("score", score)
+    hit = backend.empty(score.shape[:1], score.dtype)
+    if target.ndim == 1:
+        _run(backend, "categorical_accuracy", [score, _labels(target, score.shape[1], backend), hit])
+    else:
+        _run(backend, "categorical_accuracy_dense", [score, _float("target", target, backend), hit])
+    return hit
+
+
+def binary_accuracy(score: Any, target: Any, *, threshold: float = 0.5) -> Any:
+    """The share of the columns of each row where ``score > threshold`` agrees with ``target > 1/2``."""
+    backend = _backend(score, target)
+    score, target = _float("score", score, backend), _float("target", target, backend)
+    hit = backend.empty(score.shape[:1], score.dtype)
+    _run(backend, "binary_accuracy", [score, target, hit], None, (threshold,))
+    return hit
+
+
+def gather(source: Any, order: Any) -> Any:
+    """``source[order]`` for a matrix ``(n, features)``; order holds row numbers from 0 to n - 1."""
+    backend = _backend(source, order)
+    source = _float("source", source, backend)
+    _matrix("source", source)
+    order = _labels(order, source.shape[0], backend, "order", "row numbers")
+    out = backend.empty((order.shape[0], source.shape[1]), source.dtype)
+    _run(backend, "gather_rows", [source, order, out])
+    return out
+
+
+def optimizer_update(
+    rule: Any,
+    w: Any,
+    g: Any,
+    slots: Any,
+    *,
+    step: int,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    **values: float,
+) -> None:
+    """Update ``w`` and ``slots`` in place, in one pass: step number ``step`` (from 1) of an optimizer rule.
+
+    ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step. The
+    gradient is scaled to a norm of at most ``clip_norm`` (0: not at all). ``values`` override the rule's parameters.
+    """
+    rule = find("optimizer", rule)
+    assert isinstance(rule, Optimizer)
+    unknown = sorted(set(values) - set(rule.parameters))
+    if unknown:
+        raise RuleError(f"{rule.name} has no parameter {unknown[0]!r}; it has: {', '.join(rule.parameters)}")
+    backend = _backend(w, g, *slots)
+    if len(slots) != len(rule.slots):
+        raise ShapeError(f"slots holds {len(slots)} arrays; {rule.name} has {len(rule.slots)}: {', '.join(rule.slots)}")
+    for k, slot in enumerate(slots):
+        if slot.shape != w.shape or slot.dtype != w.dtype:
+            raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {w.dtype} {w.shape}, those of w")
+    if step < 1:
+        raise ValueError(f"step must be at least 1, got {step}")
+    _in_place(w=w)
+    from .compile import UNIFORM_HEADER, uniforms_of
+
+    parameters = [values.get(name, value) for name, value in rule.parameters.items()]
+    hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
+    count = backend.contiguous(np.array([step - 1], np.int64))
+    uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), w.dtype)
+    state = backend.empty((len(slots), w.size), w.dtype)
+    for row, slot in zip(state, slots, strict=True):
+        row[...] = slot.ravel()
+    gradient = _float("g", g, backend).ravel()
+    if not w.size:
+        return
+    backend.run(Instruction("optimizer_begin", [hyper, count, uniforms], rule))
+    backend.run(Instruction("clip_by_global_norm", [gradient, hyper, uniforms]))
+    backend.run(Instruction("optimizer_update", [w.ravel(), gradient, state, uniforms], rule))
+    for row, slot in zip(state, slots, strict=True):
+        slot[...] = row.reshape(slot.shape)
+
+
+def _in_place(**arrays: Any) -> None:
+    for name, array in arrays.items():
+        flags = array.flags
+        if not flags.c_contiguous or not getattr(flags, "writeable", True):
+            raise ShapeError(f"{name} is updated in place; it must be C-contiguous and writeable")
+
+
+def _labels(labels: Any, classes: int, backend: Any, name: str = "target", what: str = "class numbers") -> Any:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ShapeError(f"{name} is {labels.dtype}; expected integer {what}")
+    if labels.size:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ShapeError(f"{name} holds {low if low < 0 else high}; expected {what} from 0 to {classes - 1}")
+    return backend.contiguous(labels, np.int64)
