@@ -30,6 +30,7 @@ import numpy as np
 from . import mathfn
 from .rule import Optimizer, Rule, RuleError
 
+_ALLOWED = "numbers, functions of math, and other plain functions"
 _STATE = ("t",)  # what ``h`` offers beside the parameters
 
 
@@ -139,7 +140,7 @@ class _Rewriter(ast.NodeTransformer):
             return self.helper(node, value.py_func)
         raise self.fail(
             node,
-            f"{name!r} is a {type(value).__name__}; a rule may use numbers, functions of math, and other plain functions",
+            f"{name!r} is a {type(value).__name__}; a rule may use {_ALLOWED}",
         )
 
     # -- nodes
@@ -178,7 +179,7 @@ class _Rewriter(ast.NodeTransformer):
                 return self.resolve(node, f"{owner}.{node.attr}", getattr(module, node.attr))
         raise self.fail(
             node,
-            f"{ast.unparse(node)!r}: a rule may use numbers, functions of math, and other plain functions",
+            f"{ast.unparse(node)!r}: a rule may use {_ALLOWED}",
         )
 
     def parameter(self, node: ast.Attribute) -> ast.expr:

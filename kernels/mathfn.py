@@ -295,7 +295,7 @@ def cpu(name: str, dtype: Any) -> Any:
 
 
 def cuda(name: str, dtype: Any) -> Any:
-    """What a CUDA kernel calls for ``name`` on scalars of ``dtype``: libdevice, or the plain function when simulated."""
+    """What a CUDA kernel calls for ``name`` on scalars of ``dtype``: libdevice, or plain when simulated."""
     from numba import config
     from numba import cuda as numba_cuda
 

@@ -341,7 +341,7 @@ def _check_slope(rule: Any, grid: Any, value_at: Any, slope_at: Any) -> None:
         got = float(_call(rule, rule.slope, *slope_at(float(z))))
         if not abs(got - expected) <= _AGREEMENT * max(1.0, abs(expected)):
             raise RuleError(
-                f"{rule.label}: the derivative at {z:.4f} is {got:.6g}, but differences of the value give {expected:.6g}"
+                f"{rule.label}: the derivative at {z:.4f} is {got:.6g}; differences of the value give {expected:.6g}"
             )
         checked += 1
     if checked < len(grid) // 2:
