@@ -96,7 +96,7 @@ def _entry(instruction: Instruction) -> tuple[Any, Any]:
     op, dtype = instruction.op, instruction.dtype
     begin = op.name == "optimizer_begin"
     rule = instruction.rule if begin else None
-    key = (op.name, dtype, rule.main if rule else None, tuple(rule.parameters) if rule else None)
+    key = (op.name, dtype, (rule.main, tuple(rule.parameters), rule.decoupled) if rule else None)
     if key not in _entries:
         name = f"{op.name}_{dtype.name}" + (f"_{rule.name}" if rule else "")
         scope: dict[str, Any] = {"words": VIEWS[np.dtype(np.int64)][1], "real": float_of_bits}

@@ -1,8 +1,8 @@
 """Batch normalisation on the CPU.
 
 Memory contract: ``y``, ``mean``, ``rstd``, ``dx``, ``dgamma``, ``dbeta`` are overwritten, the running statistics
-updated. Statistics are taken over slabs of rows, each shifted by its own first row, and the slabs are merged (Chan,
-Golub & LeVeque 1983): one shift for a whole batch of 8192 rows loses two digits in float32.
+updated. Statistics are taken over slabs of rows, in two passes, and the slabs are merged (Chan, Golub & LeVeque
+1983): sums over a whole batch of 8192 rows would lose two digits in float32.
 """
 
 from __future__ import annotations
@@ -72,30 +72,41 @@ def batch_norm_backward(dy, x, gamma, mean, rstd, dx, dgamma, dbeta):  # type: i
 
 
 def _moments(x, mean, deviation):  # type: ignore[no-untyped-def]
-    """Column means and sums of squared deviations: shifted sums over each slab, slabs merged in order."""
+    """Column means and sums of squared deviations: two passes over each slab, slabs merged in order in float64."""
     m, n = x.shape
-    number = x.dtype.type
-    first = np.empty(n, x.dtype)
-    second = np.empty(n, x.dtype)
-    mean[:] = 0
-    deviation[:] = 0
+    total = np.zeros(n)
+    squares = np.zeros(n)
+    local = np.empty(n, x.dtype)
+    spread = np.empty(n, x.dtype)
     for start in range(0, m, _SLAB):
         count = min(_SLAB, m - start)
-        shift = x[start]
-        first[:] = 0
-        second[:] = 0
-        for i in range(start, start + count):
-            row = x[i]
-            for j in range(n):
-                d = row[j] - shift[j]
-                first[j] += d
-                second[j] += d * d
-        inverse = number(1.0 / count)
-        weight = number(count / (start + count))
-        cross = number(start * count / (start + count))
+        _slab(x[start : start + count], local, spread)
+        weight = count / (start + count)
+        cross = start * count / (start + count)
         for j in range(n):
-            offset = first[j] * inverse
-            squares = second[j] - first[j] * offset
-            delta = shift[j] + offset - mean[j]
-            mean[j] += delta * weight
-            deviation[j] += squares + delta * delta * cross
+            delta = float(local[j]) - total[j]
+            total[j] += delta * weight
+            squares[j] += float(spread[j]) + delta * delta * cross
+    for j in range(n):
+        mean[j] = x.dtype.type(total[j])
+        deviation[j] = x.dtype.type(squares[j])
+
+
+def _slab(x, mean, deviation):  # type: ignore[no-untyped-def]
+    """The same for one slab, which stays in the cache; its first row is taken off before the first sum."""
+    m, n = x.shape
+    shift = x[0]
+    inverse = x.dtype.type(1.0 / m)
+    mean[:] = 0
+    deviation[:] = 0
+    for i in range(m):
+        row = x[i]
+        for j in range(n):
+            mean[j] += row[j] - shift[j]
+    for j in range(n):
+        mean[j] = shift[j] + mean[j] * inverse
+    for i in range(m):
+        row = x[i]
+        for j in range(n):
+            d = row[j] - mean[j]
+            deviation[j] += d * d

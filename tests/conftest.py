@@ -1,0 +1,6 @@
+"""Shared by all tests."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
