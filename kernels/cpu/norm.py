@@ -72,41 +72,45 @@ def batch_norm_backward(dy, x, gamma, mean, rstd, dx, dgamma, dbeta):  # type: i
 
 
 def _moments(x, mean, deviation):  # type: ignore[no-untyped-def]
-    """Column means and sums of squared deviations: two passes over each slab, slabs merged in order in float64."""
+    """Column means and sums of squared deviations: two passes over each slab, slabs merged in order in float64.
+
+    Means are kept as offsets from the first row of the batch, which are small where the data lies far from 0.
+    """
     m, n = x.shape
+    shift = x[0]
     total = np.zeros(n)
     squares = np.zeros(n)
-    local = np.empty(n, x.dtype)
+    offset = np.empty(n)
     spread = np.empty(n, x.dtype)
     for start in range(0, m, _SLAB):
         count = min(_SLAB, m - start)
-        _slab(x[start : start + count], local, spread)
+        _slab(x[start : start + count], shift, offset, spread)
         weight = count / (start + count)
         cross = start * count / (start + count)
         for j in range(n):
-            delta = float(local[j]) - total[j]
+            delta = offset[j] - total[j]
             total[j] += delta * weight
             squares[j] += float(spread[j]) + delta * delta * cross
     for j in range(n):
-        mean[j] = x.dtype.type(total[j])
+        mean[j] = x.dtype.type(float(shift[j]) + total[j])
         deviation[j] = x.dtype.type(squares[j])
 
 
-def _slab(x, mean, deviation):  # type: ignore[no-untyped-def]
-    """The same for one slab, which stays in the cache; its first row is taken off before the first sum."""
+def _slab(x, shift, offset, spread):  # type: ignore[no-untyped-def]
+    """Offset of the mean from ``shift``, and the sum of squares around the mean, of rows that stay in the cache."""
     m, n = x.shape
-    shift = x[0]
-    inverse = x.dtype.type(1.0 / m)
-    mean[:] = 0
-    deviation[:] = 0
+    mean = np.empty(n, x.dtype)
+    offset[:] = 0
+    spread[:] = 0
     for i in range(m):
         row = x[i]
         for j in range(n):
-            mean[j] += row[j] - shift[j]
+            offset[j] += float(row[j] - shift[j])
     for j in range(n):
-        mean[j] = shift[j] + mean[j] * inverse
+        offset[j] /= m
+        mean[j] = x.dtype.type(float(shift[j]) + offset[j])
     for i in range(m):
         row = x[i]
         for j in range(n):
             d = row[j] - mean[j]
-            deviation[j] += d * d
+            spread[j] += d * d
