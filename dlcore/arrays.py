@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def samples(x: Any, shape: tuple[int, ...] | None, dtype: np.dtype, name: str = 
         raise ValueError(f"{name} has shape {array.shape}; expected (samples, features)")
     if shape is not None and array.shape[1:] != shape:
         raise ValueError(f"{name} has shape {array.shape}; this model expects (samples, {', '.join(map(str, shape))})")
-    return np.ascontiguousarray(array.reshape(array.shape[0], -1), dtype)
+    return np.ascontiguousarray(array.reshape(array.shape[0], math.prod(array.shape[1:])), dtype)
 
 
 def _check_count(name: str, array: np.ndarray, count: int) -> None:
