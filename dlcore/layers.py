@@ -90,9 +90,8 @@ class Input(Layer):
 
     def __init__(self, shape: Sequence[int], *, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        if isinstance(shape, (int, np.integer)):
-            shape = (shape,)
-        self.shape = tuple(_positive_int("shape", s) for s in shape)
+        sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        self.shape = tuple(_positive_int("shape", s) for s in sizes)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The stated shape, which the data must have."""
@@ -127,7 +126,7 @@ class Flatten(Input):
 def _flat(layer: Layer, shape: tuple[int, ...]) -> int:
     if len(shape) != 1:
         raise ValueError(
-            f"{type(layer).__name__} {layer.name!r} takes samples with one axis, got shape {shape}; add Flatten() before"
+            f"{type(layer).__name__} {layer.name!r} takes samples of one axis, got {shape}; add Flatten() before"
         )
     return shape[0]
 

@@ -71,7 +71,7 @@ class Sequential:
         return self._network is not None
 
     def build(self, input_shape: Sequence[int]) -> None:
-        """Create the parameters for samples of ``input_shape`` (without the batch axis) and give them initial values."""
+        """Create and initialise the parameters for samples of ``input_shape``, which is without the batch axis."""
         if not self.layers:
             raise ValueError("the model has no layers")
         self.input_shape = tuple(int(s) for s in input_shape)
@@ -178,7 +178,8 @@ class Sequential:
         return _absorbs(self._plan, self.layers[-1])
 
     def _outputs(self) -> int:
-        assert self._network is not None and self._network.output is not None
+        assert self._network is not None
+        assert self._network.output is not None
         return int(self._network.output.shape[1])
 
     def _runner(self, data: training.Data, rows: int) -> training.Runner:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import Buffer, Builder, Program, find
+from .kernels import Buffer, Builder, LossRule, Program, find
 from .kernels.compile import UNIFORM_HEADER, uniforms_of
 from .layers import SOFTMAX, Activation, Dropout, Layer
 from .losses import Loss
@@ -109,7 +109,7 @@ class _Emitter:
         self.logits = self.absorbed or self.loss.from_logits
 
     def pass_over(self, x: Any, training: bool) -> None:
-        b, first = self.b, x
+        b = self.b
         target, weight = self.target(), self.weight()
         backwards = []
         for layer in self.layers:
@@ -125,7 +125,6 @@ class _Emitter:
         last = self.first_trainable()
         for number in range(len(self.layers) - 1, last - 1, -1):
             gradient = backwards[number][0](gradient, number > last)
-        del first
 
     def first_trainable(self) -> int:
         """The number of the first layer with parameters: nothing before it needs a gradient."""
@@ -157,7 +156,7 @@ class _Emitter:
             self.b.emit(op, p, target, weight, value, gradient)
             return
         logits = self.loss.kind == "binary" and self.logits
-        rule = find("loss", "binary_crossentropy_from_logits") if logits else self.loss.rule
+        rule: LossRule = find("loss", "binary_crossentropy_from_logits" if logits else self.loss.rule)
         mean = float(rule.reduction == "mean")
         self.b.emit("elementwise_loss", p, target, weight, value, gradient, rule=rule, mean=mean)
 

@@ -31,7 +31,7 @@ def positive(name: str, value: Any) -> int:
 
 @dataclass
 class History:
-    """What ``fit`` returns: ``history["loss"][e]`` is the mean loss of epoch ``e``, likewise metrics and ``val_`` ones."""
+    """What ``fit`` returns: ``history["loss"][e]`` is the mean loss of epoch ``e``; likewise metrics, ``val_...``."""
 
     history: dict[str, list[float]] = field(default_factory=dict)
     epoch: list[int] = field(default_factory=list)
@@ -90,6 +90,11 @@ class Runner:
         share = rows / rows.sum()
         return {name: float(share @ self.engine.fetch(f"history_{name}")[:done]) for name in self.network.histories}
 
+    def first_not_finite(self) -> int | None:
+        """The number of the first mini-batch whose loss is NaN or infinite; None if there is none."""
+        wrong = np.flatnonzero(~np.isfinite(self.engine.fetch("history_loss")))
+        return int(wrong[0]) if wrong.size else None
+
     def whole(self, name: str) -> dict[str, float]:
         """Run all samples as one mini-batch."""
         self.bind(np.arange(self.count), 1)
@@ -147,6 +152,7 @@ def fit(
             bar = tqdm(total=-(-runner.count // batch), desc=label, unit="batch", leave=epoch + 1 == epochs)
         try:
             values, chunk = _epoch(runner, batch, order, bar, chunk)
+            bad = runner.first_not_finite()
             if validation is not None:
                 held_out = evaluate(model, validation, max(batch, model._engine.rows))
                 values |= {f"val_{name}": value for name, value in held_out.items()}
@@ -159,14 +165,11 @@ def fit(
         history.append(epoch, values)
         if verbose == 2:
             print(f"epoch {epoch + 1}/{epochs}: {describe(values)}")
-        if not np.isfinite(values["loss"]) and not warned:
+        if bad is not None and not warned:
             warned = True
-            first = (
-                int(np.flatnonzero(~np.isfinite(model._engine.fetch("history_loss")))[0]) if validation is None else 0
-            )
-            place = f"mini-batch {first + 1} of epoch {epoch + 1}" if validation is None else f"epoch {epoch + 1}"
             warnings.warn(
-                f"the loss became {values['loss']} in {place}; a smaller learning rate or global_clipnorm may help",
+                f"the loss became {values['loss']} in mini-batch {bad + 1} of epoch {epoch + 1}; a smaller learning "
+                "rate or global_clipnorm may help",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -189,8 +189,9 @@ def native(function: Any, signature: Any, options: dict[str, Any] | None = None)
 def callback(function: Any, signature: Any) -> CFunc:
     """``function`` as a C function with an address."""
     compiled = CFunc(function, (signature.args, signature.return_type), {}, _CALLBACK_OPTIONS)
-    compiled._cache = _Cache(function)
-    _announce(function, compiled._cache, signature)
+    cache = _Cache(function)
+    vars(compiled)["_cache"] = cache
+    _announce(function, cache, signature)
     with _counted(function.__name__, lambda: compiled.cache_hits):
         compiled.compile()
     return compiled
@@ -347,6 +348,7 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
     return _compiled[key]
 
 
+@functools.cache
 def uniforms_of(rule: Optimizer) -> list[str]:
     """The sources of the rule's uniforms; their number is what the buffer of uniforms must hold beside its header."""
     return lower(rule, "update", np.float32, CPU).uniforms

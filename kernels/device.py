@@ -15,9 +15,9 @@ class DeviceError(RuntimeError):
 
 def simulated() -> bool:
     """Whether ``numba.cuda`` is Numba's simulator (``NUMBA_ENABLE_CUDASIM=1``)."""
-    from numba import config
+    from numba.core import config
 
-    return bool(config.ENABLE_CUDASIM)
+    return bool(config.ENABLE_CUDASIM)  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -181,7 +181,8 @@ class Instruction:
             name = getattr(value, "name", "array")
             return f"{name}({', '.join('rows' if s == ROWS else str(s) for s in value.shape)})"
 
-        read, written = [], []
+        read: list[str] = []
+        written: list[str] = []
         for spec, value in zip(self.op.operands, self.operands, strict=True):
             if value is not None:
                 (read if spec.access == "read" else written).append(f"{spec.name}={show(value)}")

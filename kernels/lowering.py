@@ -55,23 +55,23 @@ class Lowered:
     uniforms: list[str] = field(default_factory=list)  # sources over ``h.<name>`` and ``h.t``
 
 
-def _select_max(a, b):  # type: ignore[no-untyped-def]
+def _select_max(a, b):
     return b if b > a else a
 
 
-def _select_min(a, b):  # type: ignore[no-untyped-def]
+def _select_min(a, b):
     return b if b < a else a
 
 
-def _square(x):  # type: ignore[no-untyped-def]
+def _square(x):
     return x * x
 
 
-def _cube(x):  # type: ignore[no-untyped-def]
+def _cube(x):
     return x * x * x
 
 
-def _fourth(x):  # type: ignore[no-untyped-def]
+def _fourth(x):
     q = x * x
     return q * q
 
@@ -191,7 +191,7 @@ class _Rewriter(ast.NodeTransformer):
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         exponent = node.right
         if isinstance(node.op, ast.Pow) and isinstance(exponent, ast.Constant) and exponent.value in _POWERS:
-            power = _POWERS[int(exponent.value)]
+            power = _POWERS[exponent.value]  # type: ignore[index]
             callee = self.bind(node, power.__name__, self.backend.inline(power), inspect.getsource(power))
             return ast.copy_location(ast.Call(callee, [self.visit(node.left)], []), node)
         return self.generic_visit(node)
@@ -219,8 +219,8 @@ class _Rewriter(ast.NodeTransformer):
 class _UniformRewriter(_Rewriter):
     """Also takes out the expressions of ``h`` alone, and the local names that only hold such expressions."""
 
-    def __init__(self, *arguments: Any, parameters: dict[str, float]):
-        super().__init__(*arguments, {})
+    def __init__(self, function: Any, dtype: np.dtype, backend: Backend, label: str, parameters: dict[str, float]):
+        super().__init__(function, dtype, backend, label, {})
         self.parameters = parameters
         self.uniforms: list[str] = []
         self.uniform_names: dict[str, ast.expr] = {}

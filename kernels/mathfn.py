@@ -137,18 +137,18 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
     import numba
     from numba.extending import intrinsic
 
-    @intrinsic
-    def select(typing_context, condition, a, b):  # type: ignore[no-untyped-def]
+    def _select(typing_context, condition, a, b):
         """``a if condition else b`` without a branch: a branch would keep a loop from becoming vector code."""
 
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):
             return builder.select(*arguments)
 
         return (a(condition, a, b), codegen) if a == b else None
 
+    select: Any = intrinsic(_select)
     single = dtype == np.float32
-    number = np.float32 if single else np.float64
-    word = np.int32 if single else np.int64
+    number: Any = np.float32 if single else np.float64
+    word: Any = np.int32 if single else np.int64
     terms = 8 if single else 14  # Taylor terms for |r| <= ln(2)/2: truncation 5e-9 and 4e-18
     mantissa = word(23 if single else 52)
     bias = word(127 if single else 1023)
@@ -186,7 +186,7 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
     erfcx = _horner(_ERFCX[dtype], number, compile_, "erfcx")
 
     @compile_
-    def exp(x):  # type: ignore[no-untyped-def]
+    def exp(x):
         a = select(x > largest, largest, select(x < smallest, smallest, x))
         n = (a * log2e + magic) - magic
         r = (a - n * high) - n * low
@@ -197,7 +197,7 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
         return select(x == x, y, x)
 
     @compile_
-    def expm1(x):  # type: ignore[no-untyped-def]
+    def expm1(x):
         a = select(x > largest, largest, select(x < lowest, lowest, x))
         n = (a * log2e + magic) - magic
         r = (a - n * high) - n * low
@@ -208,7 +208,7 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
         return select(x == x, y, x)
 
     @compile_
-    def log(x):  # type: ignore[no-untyped-def]
+    def log(x):
         small = x < normal
         bits = number(select(small, x * lift, x)).view(word)
         shifted = bits + (one_bits - half_bits)
@@ -224,7 +224,7 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
         return select(x >= zero, y, nan)
 
     @compile_
-    def log1p(x):  # type: ignore[no-untyped-def]
+    def log1p(x):
         u = one + x
         y = log(u)
         rest = (x - (u - one)) / u
@@ -232,22 +232,22 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
         return select(u == one, x, y)
 
     @compile_
-    def tanh(x):  # type: ignore[no-untyped-def]
+    def tanh(x):
         a = math.fabs(x)
         t = expm1(-two * select(a > saturation, saturation, a))
         return math.copysign(t / (t + two), x)
 
     @compile_
-    def sigmoid(x):  # type: ignore[no-untyped-def]
+    def sigmoid(x):
         e = exp(-math.fabs(x))
         return select(x < zero, e, one) / (one + e)
 
     @compile_
-    def softplus(x):  # type: ignore[no-untyped-def]
+    def softplus(x):
         return select(x <= zero, zero, x) + log1p(exp(-math.fabs(x)))
 
     @compile_
-    def erf(x):  # type: ignore[no-untyped-def]
+    def erf(x):
         a = math.fabs(x)
         a = select(a > erf_limit, erf_limit, a)
         square = a * a
@@ -257,23 +257,23 @@ def _make_cpu(dtype: np.dtype) -> dict[str, Any]:
         return math.copysign(select(a < one, inner, outer), x)
 
     @compile_
-    def sqrt(x):  # type: ignore[no-untyped-def]
+    def sqrt(x):
         return math.sqrt(x)
 
     @compile_
-    def sin(x):  # type: ignore[no-untyped-def]
+    def sin(x):
         return math.sin(x)
 
     @compile_
-    def cos(x):  # type: ignore[no-untyped-def]
+    def cos(x):
         return math.cos(x)
 
     @compile_
-    def fabs(x):  # type: ignore[no-untyped-def]
+    def fabs(x):
         return math.fabs(x)
 
     @compile_
-    def floor(x):  # type: ignore[no-untyped-def]
+    def floor(x):
         return np.floor(x)
 
     found = locals()
@@ -296,21 +296,22 @@ def cpu(name: str, dtype: Any) -> Any:
 
 def cuda(name: str, dtype: Any) -> Any:
     """What a CUDA kernel calls for ``name`` on scalars of ``dtype``: libdevice, or plain when simulated."""
-    from numba import config
     from numba import cuda as numba_cuda
 
-    if config.ENABLE_CUDASIM:
+    from .device import simulated
+
+    if simulated():
         return _PLAIN[name]
     if name not in ("sigmoid", "softplus"):
         return getattr(math, name)
     number = np.dtype(dtype).type
     zero, one = number(0), number(1)
 
-    def sigmoid(x):  # type: ignore[no-untyped-def]
+    def sigmoid(x):
         e = math.exp(x if x < zero else -x)
         return (e if x < zero else one) / (one + e)
 
-    def softplus(x):  # type: ignore[no-untyped-def]
+    def softplus(x):
         return (zero if x <= zero else x) + math.log1p(math.exp(x if x < zero else -x))
 
     return numba_cuda.jit(device=True)({"sigmoid": sigmoid, "softplus": softplus}[name])

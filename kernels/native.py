@@ -26,10 +26,10 @@ def _pointer(dtype: Any) -> Any:
     element = numba.from_dtype(np.dtype(dtype))
 
     @intrinsic
-    def pointer(typing_context, address):  # type: ignore[no-untyped-def]
+    def pointer(typing_context, address):
         signature = types.CPointer(element)(types.int64)
 
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
         return signature, codegen
@@ -41,11 +41,11 @@ def _views(dtype: Any) -> dict[int, Any]:
     pointer = _pointer(dtype)
 
     @numba.njit(**CPU_OPTIONS)
-    def view1(address, n):  # type: ignore[no-untyped-def]
+    def view1(address, n):
         return numba.carray(pointer(address), (n,))
 
     @numba.njit(**CPU_OPTIONS)
-    def view2(address, m, n):  # type: ignore[no-untyped-def]
+    def view2(address, m, n):
         return numba.carray(pointer(address), (m, n))
 
     return {1: view1, 2: view2}
@@ -61,7 +61,7 @@ def _call(result: str, parameters: str) -> Any:
     signature = _NUMBA[result](types.int64, *[_NUMBA[p] for p in parameters])
     function_type = ir.FunctionType(_LLVM[result], [_LLVM[p] for p in parameters])
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         target = builder.inttoptr(arguments[0], function_type.as_pointer())
         value = builder.call(target, arguments[1:])
         return context.get_dummy_value() if result == "v" else value
@@ -80,10 +80,10 @@ call_update = _call("v", "iiiiii")  # optimizer: (w, g, slots, stride, uniforms,
 
 
 @intrinsic
-def float_of_bits(typing_context, word):  # type: ignore[no-untyped-def]
+def float_of_bits(typing_context, word):
     """The float64 whose bits are the int64 ``word``: how scalars travel in an instruction."""
 
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.DoubleType())
 
     return types.float64(types.int64), codegen

@@ -15,7 +15,7 @@ _MASK = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
-def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+def philox4x32(c0, c1, c2, c3, k0, k1):
     """The four random uint32 words of counter ``(c0, c1, c2, c3)`` under key ``(k0, k1)``; all arguments are uint32."""
     for _ in range(10):
         p0 = _MULTIPLIER_0 * np.uint64(c0)

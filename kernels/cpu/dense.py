@@ -10,7 +10,7 @@ from ..native import call_slope, call_value
 from .gemm import multiply, multiply_transposed_left, transposed
 
 
-def dense_forward(rule, x, w, b, z, y):  # type: ignore[no-untyped-def]
+def dense_forward(rule, x, w, b, z, y):
     """``z = x W + b``, ``y = g(z)``; the activation runs on a row while it is in the cache."""
     n = y.shape[1]
     if z.size > 0:
@@ -26,7 +26,7 @@ def dense_forward(rule, x, w, b, z, y):  # type: ignore[no-untyped-def]
         call_value(rule, row.ctypes.data, y[i].ctypes.data, n)
 
 
-def dense_backward_z(rule, dy, z, y, dz, db):  # type: ignore[no-untyped-def]
+def dense_backward_z(rule, dy, z, y, dz, db):
     """``dz = dy * g'(z, y)`` and, where it is given, ``db`` = sum of the rows of ``dz``."""
     n = y.shape[1]
     db[:] = 0
@@ -40,21 +40,21 @@ def dense_backward_z(rule, dy, z, y, dz, db):  # type: ignore[no-untyped-def]
             db[j] += row[j]
 
 
-def dense_backward_w(x, dz, dw):  # type: ignore[no-untyped-def]
+def dense_backward_w(x, dz, dw):
     """``dW = x^T dz``."""
     multiply_transposed_left(x, dz, dw)
 
 
-def dense_backward_x(dz, w, dx):  # type: ignore[no-untyped-def]
+def dense_backward_x(dz, w, dx):
     """``dx = dz W^T``."""
     multiply(dz, transposed(w), dx)
 
 
-def activation_forward(rule, z, y):  # type: ignore[no-untyped-def]
+def activation_forward(rule, z, y):
     """``y = g(z)``."""
     call_value(rule, z.ctypes.data, y.ctypes.data, z.size)
 
 
-def activation_backward(rule, dy, z, y, dz):  # type: ignore[no-untyped-def]
+def activation_backward(rule, dy, z, y, dz):
     """``dz = dy * g'(z, y)``."""
     call_slope(rule, dy.ctypes.data, z.ctypes.data, y.ctypes.data, dz.ctypes.data, z.size)

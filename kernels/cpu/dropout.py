@@ -12,7 +12,7 @@ import numpy as np
 from ..philox import philox4x32
 
 
-def dropout(x, seed, step, y, rate, layer):  # type: ignore[no-untyped-def]
+def dropout(x, seed, step, y, rate, layer):
     """``y = keep * x / (1 - rate)``."""
     m, n = x.shape
     zero = x.dtype.type(0)

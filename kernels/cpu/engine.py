@@ -13,9 +13,9 @@ import types as python_types
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
+from numba.core import config
 
 from .. import compile as compiler
 from .. import mathfn
@@ -94,8 +94,7 @@ def _entry_text(op: Op, arguments: Sequence[str], name: str) -> str:
 def _entry(instruction: Instruction) -> tuple[Any, Any]:
     """The compiled entry of an instruction, as a C function, and its Python source."""
     op, dtype = instruction.op, instruction.dtype
-    begin = op.name == "optimizer_begin"
-    rule = instruction.rule if begin else None
+    rule = instruction.rule if op.name == "optimizer_begin" else None
     key = (op.name, dtype, (rule.main, tuple(rule.parameters), rule.decoupled) if rule else None)
     if key not in _entries:
         name = f"{op.name}_{dtype.name}" + (f"_{rule.name}" if rule else "")
@@ -104,7 +103,7 @@ def _entry(instruction: Instruction) -> tuple[Any, Any]:
             for dimensions, view in VIEWS[kind].items():
                 scope[f"view_{letter}{dimensions}"] = view
         meaning = ""
-        if begin:
+        if rule is not None:
             text, uniforms = compiler.begin(rule, dtype)
             body = compiler.make(text, op.name, {"uniforms": compiler.CPU.inline(uniforms.function), "np": np})
             arguments = ["hyper", "step", "uniforms"]
@@ -153,7 +152,12 @@ def _rule_address(instruction: Instruction) -> int:
     if rule is None or instruction.op.name == "optimizer_begin":
         return 0
     part = _PART[rule.kind].get(instruction.op.name, _DEFAULT_PART[rule.kind])
-    return compiler.strip(rule, part, instruction.dtype).address
+    return int(compiler.strip(rule, part, instruction.dtype).address or 0)
+
+
+def _checking() -> bool:
+    """Whether NUMBA_BOUNDSCHECK asks for every index to be checked; entries then run one by one from Python."""
+    return bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
 
 
 def _bits(value: float) -> int:
@@ -182,7 +186,7 @@ def execute(instruction: Instruction, start: int = 0, index: int = 0) -> None:
     assemble(instruction, instruction.operands, table[0])
     context = np.zeros(CONTEXT, np.int64)
     context[_START], context[_INDEX] = start, index
-    if numba.config.BOUNDSCHECK:
+    if _checking():
         _entry_checked(instruction)(table[0].ctypes.data, context.ctypes.data)
     else:
         # one step whose rows are those of the arrays: no size in the row is symbolic
@@ -304,7 +308,7 @@ class Engine:
         if batch > self.rows or (first + steps - 1) * batch >= samples or first < 0 or steps < 1:
             raise ValueError(f"{steps} mini-batches of {batch} from number {first} do not fit {samples} samples")
         table = self._table(name)
-        if not numba.config.BOUNDSCHECK:
+        if not _checking():
             _run(table, self._context, steps, batch, samples, first)
             return
         context = self._context

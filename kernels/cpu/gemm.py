@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def multiply(x, w, y):  # type: ignore[no-untyped-def]
+def multiply(x, w, y):
     """``y = x w`` with ``x (m, k)``, ``w (k, n)``, ``y (m, n)``."""
     m, k = x.shape
     n = w.shape[1]
@@ -37,7 +37,7 @@ def multiply(x, w, y):  # type: ignore[no-untyped-def]
             j += 1
 
 
-def multiply_transposed_left(x, dz, dw):  # type: ignore[no-untyped-def]
+def multiply_transposed_left(x, dz, dw):
     """``dw = x^T dz`` with ``x (m, k)``, ``dz (m, n)``, ``dw (k, n)``."""
     m, k = x.shape
     n = dz.shape[1]
@@ -65,7 +65,7 @@ def multiply_transposed_left(x, dz, dw):  # type: ignore[no-untyped-def]
             i += 1
 
 
-def transposed(w):  # type: ignore[no-untyped-def]
+def transposed(w):
     """A C-contiguous copy of ``w^T``, in tiles that stay in the cache."""
     k, n = w.shape
     result = np.empty((n, k), w.dtype)

@@ -14,7 +14,7 @@ import numpy as np
 _SLAB = 128
 
 
-def batch_norm_forward(x, gamma, beta, running_mean, running_var, mean, rstd, y, momentum, epsilon):  # type: ignore[no-untyped-def]
+def batch_norm_forward(x, gamma, beta, running_mean, running_var, mean, rstd, y, momentum, epsilon):
     """``y = gamma (x - mean) rstd + beta``; the running statistics move by ``1 - momentum`` towards the batch's.
 
     The batch is normalised with the biased variance; the running variance takes the unbiased one.
@@ -36,7 +36,7 @@ def batch_norm_forward(x, gamma, beta, running_mean, running_var, mean, rstd, y,
             out[j] = gamma[j] * ((row[j] - mean[j]) * rstd[j]) + beta[j]
 
 
-def batch_norm_inference(x, gamma, beta, running_mean, running_var, y, epsilon):  # type: ignore[no-untyped-def]
+def batch_norm_inference(x, gamma, beta, running_mean, running_var, y, epsilon):
     """``y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``, folded into one scale a column."""
     m, n = x.shape
     scale = np.empty(n, x.dtype)
@@ -49,7 +49,7 @@ def batch_norm_inference(x, gamma, beta, running_mean, running_var, y, epsilon):
             out[j] = (row[j] - running_mean[j]) * scale[j] + beta[j]
 
 
-def batch_norm_backward(dy, x, gamma, mean, rstd, dx, dgamma, dbeta):  # type: ignore[no-untyped-def]
+def batch_norm_backward(dy, x, gamma, mean, rstd, dx, dgamma, dbeta):
     """``dbeta = sum dy``, ``dgamma = sum dy xhat``, ``dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)``."""
     m, n = x.shape
     number = x.dtype.type
@@ -71,7 +71,7 @@ def batch_norm_backward(dy, x, gamma, mean, rstd, dx, dgamma, dbeta):  # type: i
             out[j] = gamma[j] * rstd[j] * (d[j] - dbeta[j] * share - xhat * (dgamma[j] * share))
 
 
-def _moments(x, mean, deviation):  # type: ignore[no-untyped-def]
+def _moments(x, mean, deviation):
     """Column means and sums of squared deviations: two passes over each slab, slabs merged in order in float64.
 
     Means are kept as offsets from the first row of the batch, which are small where the data lies far from 0.
@@ -96,7 +96,7 @@ def _moments(x, mean, deviation):  # type: ignore[no-untyped-def]
         deviation[j] = x.dtype.type(squares[j])
 
 
-def _slab(x, shift, offset, spread):  # type: ignore[no-untyped-def]
+def _slab(x, shift, offset, spread):
     """Offset of the mean from ``shift``, and the sum of squares around the mean, of rows that stay in the cache."""
     m, n = x.shape
     mean = np.empty(n, x.dtype)

@@ -12,7 +12,7 @@ from ..mathfn import exp
 from ..native import call_loss
 
 
-def gather_rows(start, source, order, out):  # type: ignore[no-untyped-def]
+def gather_rows(start, source, order, out):
     """``out[r] = source[order[start + r]]`` for matrices."""
     for r in range(out.shape[0]):
         row = out[r]
@@ -21,7 +21,7 @@ def gather_rows(start, source, order, out):  # type: ignore[no-untyped-def]
             row[j] = line[j]
 
 
-def gather_labels(start, source, order, out):  # type: ignore[no-untyped-def]
+def gather_labels(start, source, order, out):
     """``out[r] = source[order[start + r]]`` for vectors."""
     for r in range(out.size):
         out[r] = source[order[start + r]]
@@ -30,14 +30,14 @@ def gather_labels(start, source, order, out):  # type: ignore[no-untyped-def]
 gather_values = gather_labels
 
 
-def softmax_forward(z, y):  # type: ignore[no-untyped-def]
+def softmax_forward(z, y):
     """``y = exp(z - max z) / sum exp(z - max z)`` for each row."""
     for i in range(z.shape[0]):
         _exponentials(z[i], y[i])
         _scale(y[i], y.dtype.type(1.0 / _sum(y[i])))
 
 
-def softmax_backward(dy, y, dz):  # type: ignore[no-untyped-def]
+def softmax_backward(dy, y, dz):
     """``dz = y * (dy - sum(dy * y))`` for each row."""
     for i in range(y.shape[0]):
         s = 0.0
@@ -48,7 +48,7 @@ def softmax_backward(dy, y, dz):  # type: ignore[no-untyped-def]
             dz[i, j] = y[i, j] * (dy[i, j] - shift)
 
 
-def softmax_cross_entropy(z, labels, weight, loss, dz):  # type: ignore[no-untyped-def]
+def softmax_cross_entropy(z, labels, weight, loss, dz):
     """``loss = log sum exp z - z[label]``, ``dz = weight (softmax z - onehot) / m``."""
     m = z.shape[0]
     for i in range(m):
@@ -68,7 +68,7 @@ def softmax_cross_entropy(z, labels, weight, loss, dz):  # type: ignore[no-untyp
         loss[i] = z.dtype.type(w * (math.log(total) + float(peak) - float(row[label])))
 
 
-def softmax_cross_entropy_dense(z, target, weight, loss, dz):  # type: ignore[no-untyped-def]
+def softmax_cross_entropy_dense(z, target, weight, loss, dz):
     """``loss = sum_j t_j (log sum exp z - z_j)``, ``dz = weight (softmax(z) sum t - t) / m``."""
     m, n = z.shape
     for i in range(m):
@@ -96,7 +96,7 @@ def softmax_cross_entropy_dense(z, target, weight, loss, dz):  # type: ignore[no
         loss[i] = z.dtype.type(w * (mass * math.log(total) - dot))
 
 
-def elementwise_loss(rule, p, target, weight, loss, dp, mean):  # type: ignore[no-untyped-def]
+def elementwise_loss(rule, p, target, weight, loss, dp, mean):
     """Per row the sum or mean of ``L(p, t)``; ``dp = weight L'(p, t) / m``, divided by n too for the mean."""
     m, n = p.shape
     share = 1.0
@@ -112,19 +112,19 @@ def elementwise_loss(rule, p, target, weight, loss, dp, mean):  # type: ignore[n
         loss[i] = w * call_loss(rule, p[i].ctypes.data, target[i].ctypes.data, gradient, n, w / m)
 
 
-def categorical_accuracy(score, labels, hit):  # type: ignore[no-untyped-def]
+def categorical_accuracy(score, labels, hit):
     """``hit = 1`` where the first maximum of the scores is at the label."""
     for i in range(score.shape[0]):
         hit[i] = 1 if _argmax(score[i]) == labels[i] else 0
 
 
-def categorical_accuracy_dense(score, target, hit):  # type: ignore[no-untyped-def]
+def categorical_accuracy_dense(score, target, hit):
     """``hit = 1`` where the scores and the targets have their first maximum at the same place."""
     for i in range(score.shape[0]):
         hit[i] = 1 if _argmax(score[i]) == _argmax(target[i]) else 0
 
 
-def binary_accuracy(score, target, hit, threshold):  # type: ignore[no-untyped-def]
+def binary_accuracy(score, target, hit, threshold):
     """The share of the columns in which ``score > threshold`` agrees with ``target > 1/2``."""
     n = score.shape[1]
     for i in range(score.shape[0]):
@@ -134,7 +134,7 @@ def binary_accuracy(score, target, hit, threshold):  # type: ignore[no-untyped-d
         hit[i] = count / n
 
 
-def record(index, value, history):  # type: ignore[no-untyped-def]
+def record(index, value, history):
     """``history[index] = mean(value)``, summed in float64."""
     s = 0.0
     for i in range(value.size):
@@ -142,7 +142,7 @@ def record(index, value, history):  # type: ignore[no-untyped-def]
     history[index] = s / value.size
 
 
-def _peak(row):  # type: ignore[no-untyped-def]
+def _peak(row):
     peak = row[0]
     for j in range(row.size):
         if row[j] > peak:
@@ -150,7 +150,7 @@ def _peak(row):  # type: ignore[no-untyped-def]
     return peak
 
 
-def _argmax(row):  # type: ignore[no-untyped-def]
+def _argmax(row):
     best = 0
     for j in range(row.size):
         if row[j] > row[best]:
@@ -158,26 +158,26 @@ def _argmax(row):  # type: ignore[no-untyped-def]
     return best
 
 
-def _exponentials(row, out):  # type: ignore[no-untyped-def]
+def _exponentials(row, out):
     peak = _peak(row)
     for j in range(row.size):
         out[j] = exp(row[j] - peak)
 
 
-def _sum(row):  # type: ignore[no-untyped-def]
+def _sum(row):
     s = 0.0
     for j in range(row.size):
         s += float(row[j])
     return s
 
 
-def _sum_of_exponentials(row, peak):  # type: ignore[no-untyped-def]
+def _sum_of_exponentials(row, peak):
     s = 0.0
     for j in range(row.size):
         s += float(exp(row[j] - peak))
     return s
 
 
-def _scale(row, factor):  # type: ignore[no-untyped-def]
+def _scale(row, factor):
     for j in range(row.size):
         row[j] *= factor

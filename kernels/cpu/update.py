@@ -12,7 +12,7 @@ import math
 from ..native import call_update
 
 
-def clip_by_global_norm(g, hyper, uniforms):  # type: ignore[no-untyped-def]
+def clip_by_global_norm(g, hyper, uniforms):
     """``uniforms[0] = c / max(c, ||g||)`` with ``c = hyper[-1]``; 1 where ``c`` is 0. The sum is in float64."""
     limit = hyper[hyper.size - 1]
     uniforms[0] = 1
@@ -41,7 +41,7 @@ def clip_by_global_norm(g, hyper, uniforms):  # type: ignore[no-untyped-def]
             uniforms[0] = limit / norm
 
 
-def optimizer_update(rule, w, g, slots, uniforms):  # type: ignore[no-untyped-def]
+def optimizer_update(rule, w, g, slots, uniforms):
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
     stride = slots.shape[1] * w.itemsize
     call_update(rule, w.ctypes.data, g.ctypes.data, slots.ctypes.data, stride, uniforms.ctypes.data, w.size)
