@@ -4,7 +4,7 @@
 arrays, and ``@dlcore.activation``, ``@dlcore.loss``, ``@dlcore.optimizer`` make rules of your own that run fused.
 """
 
-from . import initializers, kernels, layers, losses, metrics, optimizers
+from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers
 from ._version import __version__
 from .checkpoint import load
 from .kernels import activation, loss, optimizer
@@ -17,6 +17,7 @@ __all__ = [
     "Sequential",
     "__version__",
     "activation",
+    "callbacks",
     "initializers",
     "kernels",
     "layers",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import arrays, losses, metrics, optimizers, random, training
+from .callbacks import Callback
 from .kernels import resolve
 from .kernels.device import engine as engine_of
 from .layers import Input, Layer
@@ -203,6 +204,7 @@ class Sequential:
         class_weight: dict[int, float] | None = None,
         sample_weight: Any = None,
         initial_epoch: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> training.History:
         """Train for ``epochs`` epochs of mini-batches; the last one of an epoch may be smaller.
 
@@ -219,7 +221,9 @@ class Sequential:
             validation = self._data(*validation_data)
         elif validation_split:
             data, validation = data.split(len(data.samples) - int(len(data.samples) * validation_split))
-        return training.fit(self, data, validation, batch_size, epochs, initial_epoch, shuffle, verbose)
+        return training.fit(
+            self, data, validation, batch_size, range(initial_epoch, epochs), shuffle, verbose, callbacks
+        )
 
     def evaluate(
         self,

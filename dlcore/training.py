@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import random
+from .callbacks import Callback
 from .network import Network
 from .optimizers import Optimizer
 
@@ -133,23 +135,27 @@ def fit(
     data: Data,
     validation: Data | None,
     batch: int,
-    epochs: int,
-    initial_epoch: int,
+    epochs: range,
     shuffle: bool,
     verbose: int,
+    callbacks: Sequence[Callback],
 ) -> History:
-    """Epochs ``initial_epoch`` to ``epochs - 1``; see :meth:`dlcore.Sequential.fit`."""
+    """Train for ``epochs``; see :meth:`dlcore.Sequential.fit`."""
     history = History()
     model.stop_training = False
+    for callback in callbacks:
+        callback.model = model
     batch = min(batch, len(data.samples))
     chunk, warned = 1, False
-    for epoch in range(initial_epoch, epochs):
+    for epoch in epochs:
+        for callback in callbacks:
+            callback.on_epoch_begin(epoch)
         runner = model._runner(data, batch)
         order = random.generator().permutation(runner.count) if shuffle else np.arange(runner.count)
         bar = None
         if verbose == 1:
-            label = f"epoch {epoch + 1}/{epochs}"
-            bar = tqdm(total=-(-runner.count // batch), desc=label, unit="batch", leave=epoch + 1 == epochs)
+            label = f"epoch {epoch + 1}/{epochs.stop}"
+            bar = tqdm(total=-(-runner.count // batch), desc=label, unit="batch", leave=epoch + 1 == epochs.stop)
         try:
             values, chunk = _epoch(runner, batch, order, bar, chunk)
             bad = runner.first_not_finite()
@@ -164,7 +170,7 @@ def fit(
         values["learning_rate"] = model.optimizer.learning_rate
         history.append(epoch, values)
         if verbose == 2:
-            print(f"epoch {epoch + 1}/{epochs}: {describe(values)}")
+            print(f"epoch {epoch + 1}/{epochs.stop}: {describe(values)}")
         if bad is not None and not warned:
             warned = True
             warnings.warn(
@@ -173,6 +179,8 @@ def fit(
                 RuntimeWarning,
                 stacklevel=3,
             )
+        for callback in callbacks:
+            callback.on_epoch_end(epoch, values)
         if model.stop_training:
             break
     return history

@@ -1,0 +1,346 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import platform
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from . import callbacks, checkpoint, layers, optimizers, plot, random
+from ._version import __version__
+from .data import DataError, stratified_split
+from .encoding import Prepared, TableEncoder, prepare
+from .kernels import DeviceError, compile, device
+from .model import Sequential
+from .tables import read_table
+from .training import describe
+
+_RATES = {"adamw": 2e-3, "adam": 2e-3, "sgd": 0.1, "momentum": 0.05, "nesterov": 0.05}
+_DECAY = {"adamw": 0.1}
+_DIGITS = "digits"
+
+
+class CommandError(RuntimeError):
+    """What a user did wrong, in one line."""
+
+
+# ------------------------------------------------------------------------------------------------------- train
+
+
+def _digits(seed: int) -> Prepared:
+    from .datasets import load_digits
+
+    x, y = load_digits()
+    x = x / np.float32(16)
+    train, val, test = stratified_split(y, (0.7, 0.1, 0.2), seed)
+    encoder = TableEncoder(_DIGITS, "classification", classes=list(range(10)))
+    notes = [
+        "classification: the UCI handwritten digits, 8 x 8 pixels scaled to [0, 1], 10 classes",
+        f"rows: {len(train)} train, {len(val)} validation, {len(test)} test",
+    ]
+    return Prepared(x[train], y[train], x[val], y[val], x[test], y[test], encoder, notes)
+
+
+def _load(arguments: argparse.Namespace) -> Prepared:
+    if arguments.file is None:
+        if arguments.target is not None:
+            raise CommandError("--target goes with a file; without one the digits are used")
+        return _digits(arguments.seed)
+    if arguments.target is None:
+        table = read_table(arguments.file)
+        raise CommandError(f"--target is missing; columns of {arguments.file}: {', '.join(table.columns)}")
+    return prepare(read_table(arguments.file), arguments.target, task=arguments.task, seed=arguments.seed)
+
+
+def _network(arguments: argparse.Namespace, data: Prepared) -> Sequential:
+    stack: list[layers.Layer] = [layers.Input((data.x_train.shape[1],))]
+    for units in arguments.layers:
+        if arguments.batch_norm:
+            stack += [layers.Dense(units, use_bias=False, kernel_initializer="he_normal"), layers.BatchNormalization()]
+            stack.append(layers.Activation("relu"))
+        else:
+            stack.append(layers.Dense(units, "relu", kernel_initializer="he_normal"))
+        if arguments.dropout:
+            stack.append(layers.Dropout(arguments.dropout))
+    classification = data.encoder.task == "classification"
+    stack.append(layers.Dense(len(data.encoder.classes), "softmax") if classification else layers.Dense(1))
+    model = Sequential(stack, device=arguments.device)
+    optimizer = optimizers.get(arguments.optimizer)
+    optimizer.learning_rate = arguments.learning_rate or _RATES.get(optimizer.rule.name, optimizer.learning_rate)
+    optimizer.weight_decay = _DECAY.get(optimizer.rule.name, optimizer.weight_decay)
+    if classification:
+        model.compile(optimizer, "sparse_categorical_crossentropy", ["accuracy"])
+    else:
+        model.compile(optimizer, "mse", ["mae"])
+    return model
+
+
+def _folder(wanted: str | None) -> pathlib.Path:
+    """A folder for a run: the one asked for, or a new one under runs/, named after the time."""
+    if wanted is not None:
+        path = pathlib.Path(wanted)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    base = pathlib.Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1, 1000):
+        path = base if attempt == 1 else base.with_name(f"{base.name}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise CommandError(f"{base} and 998 folders beside it exist already")
+
+
+def _say_when_compiling() -> None:
+    """One line before the first compilation, so that a cold start does not look like a hang."""
+    said = False
+
+    def hook(name: str) -> None:
+        nonlocal said
+        if not said:
+            said = True
+            print("compiling kernels, once for this machine ...", file=sys.stderr, flush=True)
+
+    compile.ON_COMPILE[:] = [hook]
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """``dlcore train``"""
+    data = _load(arguments)
+    folder = _folder(arguments.out)
+    random.set_seed(arguments.seed)
+    say = (lambda *_: None) if arguments.json else print
+    _say_when_compiling()
+    model = _network(arguments, data)
+    for note in data.notes:
+        say(note)
+    model.summary(say)
+    rate = callbacks.LearningRateScheduler(callbacks.cosine(model.optimizer.learning_rate, arguments.epochs))
+    start = time.perf_counter()
+    history = model.fit(
+        data.x_train,
+        data.y_train,
+        batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
+        validation_data=(data.x_val, data.y_val),
+        verbose=0 if arguments.json else 1,
+        callbacks=[rate],
+    )
+    seconds = time.perf_counter() - start
+    test = model.evaluate(data.x_test, data.y_test, return_dict=True)
+    config = {
+        "dlcore": __version__,
+        "data": arguments.file or _DIGITS,
+        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("run", "command", "json")},
+        "encoder": data.encoder.to_config(),
+        "notes": data.notes,
+        "test": test,
+        "seconds": round(seconds, 3),
+    }
+    files = _write(folder, model, history.history, config)
+    if arguments.json:
+        final = {name: values[-1] for name, values in history.history.items()}
+        result = {"test": test, "final": final, "seconds": round(seconds, 3), "out": str(folder), "files": files}
+        print(json.dumps(_finite({**result, "notes": data.notes, "device": model.device})))
+        return
+    say(f"trained in {seconds:.2f} s on {model.device}")
+    say(f"test: {describe(test)}")
+    say(f"written to {folder}: {', '.join(files)}")
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as null: JSON has no word for them."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _write(
+    folder: pathlib.Path, model: Sequential, history: dict[str, list[float]], config: dict[str, Any]
+) -> list[str]:
+    def text(value: Any) -> Any:
+        return lambda path: path.write_text(json.dumps(_finite(value), indent=2) + "\n", encoding="utf-8")
+
+    checkpoint.write_atomically(folder / "history.json", text(history))
+    model.save(folder / "model.safetensors")
+    checkpoint.write_atomically(folder / "config.json", text(config))
+    files = ["history.json", "model.safetensors", "config.json"]
+    try:
+        title = f"{config['data']}: test {describe(config['test'])}"
+        checkpoint.write_atomically(folder / "curve.png", lambda path: plot.plot_history(history, path, title))
+    except plot.PlotUnavailable as missing:
+        print(f"no curve.png: {missing}", file=sys.stderr)
+    else:
+        files.insert(1, "curve.png")
+    return files
+
+
+# -------------------------------------------------------------------------------------------- evaluate, predict
+
+
+def _read_run(folder: str, where: str) -> tuple[Sequential, TableEncoder, dict[str, Any]]:
+    path = pathlib.Path(folder)
+    if not (path / "config.json").is_file():
+        raise CommandError(f"{folder}: is not a folder that 'dlcore train' wrote (no config.json)")
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        encoder = TableEncoder.from_config(config["encoder"])
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CommandError(f"{path / 'config.json'}: cannot be read: {error}") from None
+    _say_when_compiling()
+    return checkpoint.load(path / "model.safetensors", device=where), encoder, config
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """``dlcore evaluate``"""
+    model, encoder, config = _read_run(arguments.run, arguments.device)
+    if arguments.file is not None:
+        if encoder.target == _DIGITS:
+            raise CommandError(f"{arguments.run} was trained on the digits; evaluate it without a file")
+        table = read_table(arguments.file)
+        x, y = encoder.transform(table), encoder.targets(table)
+    elif config["data"] == _DIGITS:
+        data = _digits(config["arguments"]["seed"])
+        x, y = data.x_test, data.y_test
+    else:
+        raise CommandError(f"a file is missing; {arguments.run} was trained on {config['data']}")
+    result = model.evaluate(x, y, return_dict=True)
+    print(json.dumps(_finite(result)) if arguments.json else describe(result))
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """``dlcore predict``"""
+    model, encoder, _ = _read_run(arguments.run, arguments.device)
+    table = read_table(arguments.file)
+    if encoder.target == _DIGITS:
+        x = _pixels(table)
+    else:
+        x = encoder.transform(table)
+    columns = encoder.decode(model.predict(x))
+
+    def write(stream: Any) -> None:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(columns)
+        for row in zip(*columns.values(), strict=True):
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+
+    if arguments.out is None:
+        write(sys.stdout)
+        return
+
+    def to_file(path: pathlib.Path) -> None:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            write(stream)
+
+    checkpoint.write_atomically(pathlib.Path(arguments.out), to_file)
+
+
+def _pixels(table: Any) -> np.ndarray:
+    names = [name for name in table.columns if not table.is_text(name)]
+    if len(names) != 64:
+        raise DataError(f"{table.source}: has {len(names)} columns of numbers; the digits have 64 pixels from 0 to 16")
+    return np.stack([table.columns[name] for name in names], axis=1).astype(np.float32) / np.float32(16)
+
+
+# ------------------------------------------------------------------------------------------------ info, warmup
+
+
+def _version(distribution: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> tuple[str, list[str]]:
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    wanted = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bf16", "amx-bf16", "neon", "sve")
+    return llvm.get_host_cpu_name(), [name for name in wanted if features.get(name)]
+
+
+def _gpu() -> str:
+    reason = device.why_no_gpu()
+    if reason is not None:
+        return f"none ({reason})"
+    import cupy
+
+    properties = cupy.cuda.runtime.getDeviceProperties(0)
+    return f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}"
+
+
+def info(arguments: argparse.Namespace) -> None:
+    """``dlcore info``"""
+    names = ("numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "matplotlib", "torch")
+    processor, features = _processor()
+    folder = compile.cache_directory()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    facts: dict[str, Any] = {
+        "dlcore": __version__,
+        "python": platform.python_version(),
+        **{name: version for name in names if (version := _version(name)) is not None},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{processor}: {' '.join(features)}",
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": 1,
+        "gpu": _gpu(),
+        "device": device.resolve("auto"),
+        "cache": str(folder),
+        "cache size": f"{size / 1e6:.1f} MB",
+    }
+    if arguments.json:
+        print(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def warmup(arguments: argparse.Namespace) -> None:
+    """``dlcore warmup``"""
+    start = time.perf_counter()
+    compile.ON_COMPILE[:] = [lambda name: print(f"compiling {name}", flush=True)]
+    for dtype in ("float32", "float64") if arguments.float64 else ("float32",):
+        _exercise(dtype)
+    statistics = compile.STATISTICS
+    if not statistics["compiled"]:
+        print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {compile.cache_directory()}")
+        return
+    seconds = time.perf_counter() - start
+    print(f"compiled {statistics['compiled']:.0f} kernels in {seconds:.1f} s into {compile.cache_directory()}")
+
+
+def _exercise(dtype: str) -> None:
+    """Run every layer, loss and metric of the command line once."""
+    x, y = np.zeros((4, 3), dtype), np.array([0, 1, 0, 1])
+    inner = [
+        layers.Dense(4, "relu"),
+        layers.Dense(4, use_bias=False),
+        layers.BatchNormalization(),
+        layers.Activation("relu"),
+        layers.Dropout(0.5),
+    ]
+    model = Sequential([layers.Input((3,), dtype=dtype), *inner, layers.Dense(2, "softmax")], device="cpu")
+    model.compile("adamw", "sparse_categorical_crossentropy", ["accuracy"])
+    model.fit(x, y, verbose=0, validation_data=(x, y))
+    model.predict(x)
+    model = Sequential([layers.Dense(1, dtype=dtype)], device="cpu")
+    model.compile("adamw", "mse", ["mae"])
+    model.fit(x, y, verbose=0, validation_data=(x, y))
+
+
+__all__ = ["CommandError", "DeviceError", "evaluate", "info", "predict", "train", "warmup"]
