@@ -88,29 +88,29 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=_positive, default=60, metavar="N", help="default: %(default)s")
     train.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: %(default)s")
     train.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    train.set_defaults(run=commands.train)
+    train.set_defaults(call=commands.train)
 
     evaluate = sub.add_parser("evaluate", help="loss and metrics of a trained network on a table")
     evaluate.add_argument("run", metavar="RUN", help="the folder that train wrote")
     evaluate.add_argument("file", nargs="?", help="a table with the target column; without it the digits' test part")
     evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    evaluate.set_defaults(run=commands.evaluate)
+    evaluate.set_defaults(call=commands.evaluate)
 
     predict = sub.add_parser("predict", help="predictions of a trained network for a table, as CSV")
     predict.add_argument("run", metavar="RUN", help="the folder that train wrote")
     predict.add_argument("file", help="a table with the columns the network was trained on")
     predict.add_argument("--out", metavar="FILE", help="write there instead of standard output")
     predict.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
-    predict.set_defaults(run=commands.predict)
+    predict.set_defaults(call=commands.predict)
 
     info = sub.add_parser("info", help="versions, processor, GPU, cache")
     info.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    info.set_defaults(run=commands.info)
+    info.set_defaults(call=commands.info)
 
     warmup = sub.add_parser("warmup", help="compile the kernels now, so that the first training starts at once")
     warmup.add_argument("--float64", action="store_true", help="those for float64 too")
-    warmup.set_defaults(run=commands.warmup)
+    warmup.set_defaults(call=commands.warmup)
     return parser
 
 
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        arguments.run(arguments)
+        arguments.call(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("dlcore: stopped", file=sys.stderr)

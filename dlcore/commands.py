@@ -140,7 +140,7 @@ def train(arguments: argparse.Namespace) -> None:
     config = {
         "dlcore": __version__,
         "data": arguments.file or _DIGITS,
-        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("run", "command", "json")},
+        "arguments": {k: v for k, v in vars(arguments).items() if k not in ("call", "command", "json")},
         "encoder": data.encoder.to_config(),
         "notes": data.notes,
         "test": test,

@@ -99,11 +99,10 @@ def test_npz(folder, capsys):
 
 def test_parquet(folder, capsys):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     rng = np.random.default_rng(0)
     data = {"a": rng.standard_normal(50), "b": ["u", "v"] * 25, "y": ["p", "q"] * 25}
-    pyarrow.parquet.write_table(pyarrow.table(data), folder / "t.parquet")
+    parquet.write_table(pyarrow.table(data), folder / "t.parquet")
     assert main(["train", "t.parquet", "--target", "y", "--json", *QUICK]) == 0
     assert "1 of text one-hot" in json.loads(capsys.readouterr().out)["notes"][1]
 
