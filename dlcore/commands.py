@@ -132,7 +132,7 @@ def train(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
         validation_data=(data.x_val, data.y_val),
-        verbose=0 if arguments.json else 1,
+        verbose=0 if arguments.json else 1 if sys.stderr.isatty() else 2,
         callbacks=[rate],
     )
     seconds = time.perf_counter() - start

@@ -209,8 +209,8 @@ class Sequential:
         """Train for ``epochs`` epochs of mini-batches; the last one of an epoch may be smaller.
 
         ``validation_split`` keeps the last share of the samples apart. ``verbose`` is 0 for silence, 1 for a
-        progress bar, 2 for a line an epoch. Returns the :class:`~dlcore.training.History`. Ctrl-C stops at the end of
-        a mini-batch; the model stays usable.
+        progress bar (on a terminal only), 2 for a line an epoch. Returns the :class:`~dlcore.training.History`.
+        Ctrl-C stops at the end of a mini-batch; the model stays usable.
         """
         batch_size, epochs = training.positive("batch_size", batch_size), training.positive("epochs", epochs)
         if not 0.0 <= validation_split < 1.0:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .kernels import OptimizerRule, find
+from .kernels.rule import CONFIGURE
 
 
 def _number(name: str, value: Any, *, low: float = 0.0) -> float:
@@ -119,6 +120,8 @@ class AdamW(Adam):
     def __init__(self, *arguments: Any, weight_decay: float = 0.01, **options: Any) -> None:
         super().__init__(*arguments, weight_decay=weight_decay, **options)
 
+
+CONFIGURE[0] = Optimizer  # calling a rule configures it: momentum(lr=0.1)
 
 _CLASSES: dict[str, type[Optimizer]] = {cls.__name__.lower(): cls for cls in (SGD, RMSprop, Adam, AdamW)}
 

@@ -155,7 +155,9 @@ def fit(
         bar = None
         if verbose == 1:
             label = f"epoch {epoch + 1}/{epochs.stop}"
-            bar = tqdm(total=-(-runner.count // batch), desc=label, unit="batch", leave=epoch + 1 == epochs.stop)
+            bar = tqdm(
+                total=-(-runner.count // batch), desc=label, unit="batch", disable=None, leave=epoch + 1 == epochs.stop
+            )
         try:
             values, chunk = _epoch(runner, batch, order, bar, chunk)
             bad = runner.first_not_finite()

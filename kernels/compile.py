@@ -23,7 +23,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
-from numba.core import caching
+from numba.core import caching, config
 from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaError
 
@@ -59,7 +59,8 @@ CPU = CpuBackend()
 @functools.cache
 def library_fingerprint() -> str:
     """A hash of every source file of this package and of the versions it was compiled with."""
-    digest = hashlib.sha256(f"{numba.__version__} {np.__version__} {sys.version_info[:2]}".encode())
+    versions = (numba.__version__, np.__version__, sys.version_info[:2], vars(config)["BOUNDSCHECK"])
+    digest = hashlib.sha256(repr(versions).encode())
     root = pathlib.Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())

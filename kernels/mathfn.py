@@ -34,7 +34,8 @@ def _plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return float(result) if isinstance(x, (int, float)) and not isinstance(x, np.floating) else result
 
     plain.__name__ = plain.__qualname__ = function.__name__.lstrip("_")
-    plain.__doc__ = function.__doc__
+    own = not isinstance(function, np.ufunc)
+    plain.__doc__ = function.__doc__ if own else f"NumPy's ``{plain.__name__}``, without its warnings."
     return plain
 
 

@@ -160,6 +160,10 @@ class Optimizer(Rule):
         """The function that was decorated."""
         return self.update
 
+    def __call__(self, **values: float) -> Any:
+        """The rule with values of its parameters, weight decay and clipping, for a model to train with."""
+        return CONFIGURE[0](self, **values)
+
     @property
     def rate(self) -> str:
         """The name of the parameter that is the learning rate: ``learning_rate`` or ``lr``."""
@@ -167,6 +171,9 @@ class Optimizer(Rule):
 
 
 REGISTRY: dict[str, dict[str, Any]] = {"activation": {}, "loss": {}, "optimizer": {}}
+
+# What calling an optimizer rule makes; the layer API puts its own Optimizer here.
+CONFIGURE: list[Callable[..., Any]] = [lambda rule, **values: rule.variant(**values)]
 
 # Called with each rule that is defined outside this package; compile.py adds the trial compilation here.
 ON_REGISTER: list[Callable[[Any], None]] = []

@@ -1,6 +1,7 @@
 """The layer API: what a user calls, what comes back, and what is refused."""
 
 import json
+import sys
 
 import numpy as np
 import oracle
@@ -281,11 +282,14 @@ def test_flatten_and_images():
     np.testing.assert_allclose(model.predict(x), oracle.softmax(x.reshape(10, 20) @ w + b), rtol=1e-4)
 
 
-def test_a_progress_bar_and_lines(capsys):
+def test_a_progress_bar_and_lines(capsys, monkeypatch):
     x, y = blobs()
     model = compiled()
     model.fit(x, y, epochs=2, verbose=2)
     assert capsys.readouterr().out.count("loss") == 2
+    model.fit(x, y, epochs=1, verbose=1)
+    assert capsys.readouterr() == ("", "")  # not a terminal
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     model.fit(x, y, epochs=1, verbose=1)
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -1,0 +1,73 @@
+"""The rules of the house: who may import whom, and how long a file may be."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "dlcore").glob("*.py"), *(ROOT / "bench").glob("*.py")])
+LONGEST = 420
+
+# Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
+FLOORS = [
+    {"mathfn", "rule", "device", "philox", "instructions"},
+    {"activations", "losses", "optimizers", "program"},
+    {"native", "lowering"},
+    {"compile"},
+    {"cpu", "cuda"},
+    {"ops"},
+]
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+# device.engine() hands out the engine of a device: it imports upwards, when it is called.
+EXCEPTIONS = {("device", "cpu"), ("device", "cuda")}
+
+
+def relative_imports(path):
+    """The modules of dlcore.kernels that a file of it imports, anywhere in it."""
+    depth = len(path.relative_to(ROOT / "kernels").parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from (name.split(".")[0] for name in names)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if (ROOT / "kernels") in p.parents], ids=lambda p: p.name)
+def test_imports_go_down_only(path):
+    parts = path.relative_to(ROOT / "kernels").parts
+    if parts == ("__init__.py",):
+        return
+    here = parts[0].removesuffix(".py")
+    assert here in FLOOR, f"{here} stands on no floor"
+    for name in relative_imports(path):
+        if (here, name) not in EXCEPTIONS:
+            assert FLOOR[name] < FLOOR[here] or (FLOORS[FLOOR[here]] & {name} and FLOOR[here] <= 2), (
+                f"{here} imports {name}"
+            )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_kernels_know_no_layers_and_files_stay_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= LONGEST
+    if (ROOT / "kernels") in path.parents:
+        assert "from dlcore" not in "\n".join(line for line in text.splitlines() if line.startswith(("from", "import")))
+
+
+def test_both_engines_have_every_instruction():
+    from dlcore.kernels.cpu import engine
+    from dlcore.kernels.instructions import OPS
+
+    for op in OPS:
+        if op != "optimizer_begin":  # generated for each rule
+            assert engine.body_of(op).__doc__ or op == "gather_values"
+
+
+def test_there_is_an_oracle_for_every_rule():
+    import oracle
+
+    from dlcore.kernels.rule import REGISTRY
+
+    assert set(oracle.ACTIVATIONS) == set(REGISTRY["activation"])
+    assert set(oracle.LOSSES) == set(REGISTRY["loss"])
+    assert set(oracle.OPTIMIZERS) == set(REGISTRY["optimizer"])

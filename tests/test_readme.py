@@ -1,0 +1,42 @@
+"""The examples of the README and of the docstrings run."""
+
+import doctest
+import importlib
+import pathlib
+import re
+import runpy
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+MODULES = [
+    *(f"dlcore.{p.stem}" for p in sorted((ROOT / "dlcore").glob("*.py")) if p.stem not in ("__init__", "__main__")),
+    *(f"dlcore.kernels.{p.stem}" for p in sorted((ROOT / "kernels").glob("*.py")) if p.stem != "__init__"),
+    "dlcore",
+    "dlcore.kernels",
+]
+
+
+def test_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "readme.py").write_text("\n".join(BLOCKS))
+    scope = runpy.run_path(str(tmp_path / "readme.py"))
+    assert scope["accuracy"] > 0.9
+    assert len(BLOCKS) == 5
+
+
+def test_a_rule_takes_at_most_six_lines():
+    rules = [block for block in BLOCKS if "@dlcore." in block]
+    assert len(rules) == 2
+    for block in rules:
+        lines = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]
+        assert len(lines) <= 6, block
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, extraglobs={"np": np}, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
