@@ -133,14 +133,25 @@ class _Locator(caching._CacheLocator):
 
 
 class _Implementation(caching.CompileResultCacheImpl):
+    kind = "native"
+
     def __init__(self, function: Any) -> None:
         self._locator = _Locator(function)
         self._lineno = function.__code__.co_firstlineno
-        self._filename_base = self.get_filename_base(function.__name__, getattr(sys, "abiflags", ""))
+        name = f"{function.__name__}.{self.kind}"
+        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
+
+
+class _CallbackImplementation(_Implementation):
+    kind = "callback"  # compiled without the wrapper that Python calls: not to be taken for a native function
 
 
 class _Cache(caching.FunctionCache):
     _impl_class = _Implementation
+
+
+class _CallbackCache(caching.FunctionCache):
+    _impl_class = _CallbackImplementation
 
 
 STATISTICS = {"compiled": 0, "loaded": 0, "seconds": 0.0}
@@ -190,7 +201,7 @@ def native(function: Any, signature: Any, options: dict[str, Any] | None = None)
 def callback(function: Any, signature: Any) -> CFunc:
     """``function`` as a C function with an address."""
     compiled = CFunc(function, (signature.args, signature.return_type), {}, _CALLBACK_OPTIONS)
-    cache = _Cache(function)
+    cache = _CallbackCache(function)
     vars(compiled)["_cache"] = cache
     _announce(function, cache, signature)
     with _counted(function.__name__, lambda: compiled.cache_hits):
