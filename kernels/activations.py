@@ -112,3 +112,14 @@ def silu(z):
 def _(z, y):
     s = logistic(z)
     return s * (1.0 + z * (1.0 - s))
+
+
+@activation
+def softsign(z):
+    """``y = z / (1 + |z|)``. Bergstra et al. 2009."""
+    return z / (1.0 + abs(z))
+
+
+@softsign.derivative
+def _(z, y):
+    return (1.0 - abs(y)) * (1.0 - abs(y))

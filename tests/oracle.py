@@ -40,6 +40,7 @@ ACTIVATIONS = {
     "gelu": (lambda z: z * ((1 + _erf(z / math.sqrt(2))) / 2), lambda z: (1 + _erf(z / math.sqrt(2))) / 2 + z * _phi(z)),
     "elu": (lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))), lambda z: np.where(z > 0, 1, np.exp(np.minimum(z, 0)))),
     "softplus": (lambda z: np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))), _logistic),
+    "softsign": (lambda z: z / (1 + np.abs(z)), lambda z: 1 / (1 + np.abs(z)) ** 2),
     "silu": (lambda z: z * _logistic(z), lambda z: _logistic(z) * (1 + z * (1 - _logistic(z)))),
 }  # fmt: skip
 
