@@ -14,6 +14,7 @@ It serves numba-cuda and the ``numba.cuda`` of Numba itself.
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import random
 import sys
@@ -101,7 +102,8 @@ class _Memory:
 def _plain(argument: Any) -> Any:
     """An argument of a kernel without the simulator's own wrappers, which cost more than the access."""
     while type(argument).__name__ in ("FakeWithinKernelCUDAArray", "FakeCUDAArray"):
-        argument = argument.__dict__.get("_item", None) or argument.__dict__["_ary"]
+        fields = argument.__dict__
+        argument = fields["_item"] if "_item" in fields else fields["_ary"]
     return _Memory(argument) if type(argument) is np.ndarray else argument
 
 
@@ -162,6 +164,7 @@ class _Thread(greenlet.greenlet):
         self.threadIdx = kernelapi.Dim3(number % width, number // width % height, number // (width * height))
         self.blockIdx = block.place
         self.wait: _Wait | None = None
+        self.gr_context = contextvars.copy_context()  # NumPy keeps its error state there
 
     def step(self, *arguments: Any) -> None:
         self.wait = None

@@ -179,10 +179,10 @@ class Entry(NamedTuple):
     float64: bool  # whether float64 arithmetic belongs in it
 
 
-def _variants(op: Any, dtype: np.dtype) -> Iterator[tuple[str, Instruction]]:
+def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[str, Instruction]]:
     """Instructions on small arrays: every rule of the kind, with all optional operands and with none."""
     sizes = {letter: 3 for spec in op.operands for letter in spec.dims} | {"m": 2 * CHUNK}
-    rules = list(REGISTRY[op.rule].values()) if op.rule else [None]
+    rules = [rule for rule in REGISTRY[op.rule].values() if not only or rule.name in only] if op.rule else [None]
     kinds = {"f": dtype, "i": np.dtype(np.int64), "d": np.dtype(np.float64)}
     optional = any(spec.optional for spec in op.operands)
     for rule in rules:
@@ -197,17 +197,17 @@ def _variants(op: Any, dtype: np.dtype) -> Iterator[tuple[str, Instruction]]:
             yield label, Instruction(op.name, operands, rule, [0.5] * len(op.scalars))
 
 
-def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64)) -> list[Entry]:
-    """Every kernel of every instruction, built-in and registered rules crossed in; not on the simulator."""
-    entries: dict[int, Entry] = {}
+def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64), rules: Sequence[str] = ()) -> list[Entry]:
+    """Every kernel of every instruction, crossed with every rule (or those named); not on the simulator."""
+    entries: dict[Any, Entry] = {}
     for op in OPS.values():
         for dtype in map(np.dtype, dtypes):
-            for label, instruction in _variants(op, dtype):
+            for label, instruction in _variants(op, dtype, rules):
                 for launch in plan(instruction, instruction.operands):
                     function = launch.kernel.py_func
                     values = [np.int64(0) if isinstance(a, _Late) else a for a in launch.arguments]
                     signature = tuple(numba.typeof(value) for value in values)
                     name = f"{label}/{function.__name__}/{dtype.name}"
                     wide = dtype == np.float64 or function.__name__ in DELIBERATE_FLOAT64
-                    entries.setdefault(id(launch.kernel), Entry(name, function, signature, {}, wide))
+                    entries.setdefault((id(launch.kernel), signature), Entry(name, function, signature, {}, wide))
     return list(entries.values())

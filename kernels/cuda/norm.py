@@ -69,7 +69,7 @@ def _statistics(dtype: Any) -> Any:
 
     def statistics(
         means, squares, running_mean, running_var, mean, rstd, full, rest, keep, move, unbiased, inverse, epsilon
-    ):  # type: ignore[no-untyped-def]  # noqa: E501
+    ):  # type: ignore[no-untyped-def]
         """Merge the blocks (``full`` rows each, the last one ``rest``) and move the running statistics."""
         column = cuda.grid(1)
         if column < mean.size:
