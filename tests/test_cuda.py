@@ -12,6 +12,7 @@ from numba import cuda
 from dlcore import Sequential, kernels, layers, optimizers
 from dlcore import random as dlrandom
 from dlcore.kernels import Builder, Instruction
+from dlcore.kernels.cpu import engine as cpu_engine
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
 from dlcore.kernels.instructions import OPS
@@ -221,9 +222,19 @@ def test_every_rule(kind):
         "optimizer": ("optimizer_begin", "optimizer_update"),
     }[kind]
     for rule in REGISTRY[kind].values():
+        cpu_engine._entries.clear()  # see the next test
         for name in ops:
             for dtype in DTYPES:
                 _compare(OPS[name], SIZES["prime"], (), rule, dtype)
+
+
+@pytest.mark.xfail(strict=True, reason="the CPU engine files optimizer_begin without whether decay is decoupled")
+def test_begin_of_adamw_after_adam():
+    try:
+        for name in ("adam", "adamw"):
+            _compare(OPS["optimizer_begin"], SIZES["prime"], (), find("optimizer", name), np.float32)
+    finally:
+        cpu_engine._entries.clear()
 
 
 def test_every_instruction_takes_the_operands_of_the_cpu():
@@ -349,11 +360,14 @@ def _data():
 
 
 def test_training_agrees_with_the_cpu():
-    """20 steps of batch norm, ReLU, dropout, Adam and clipping; the last mini-batch of an epoch is smaller."""
+    """20 steps of batch norm, ReLU, dropout, Adam and clipping; the last mini-batch of an epoch is smaller.
+
+    No bias before the batch norm: its gradient is 0 but for rounding, and Adam makes whole steps of that.
+    """
 
     def build():
         return [
-            layers.Input((6,)), layers.Dense(11), layers.BatchNormalization(), layers.Activation("relu"),
+            layers.Input((6,)), layers.Dense(11, use_bias=False), layers.BatchNormalization(), layers.Activation("relu"),
             layers.Dropout(0.2), layers.Dense(3, "softmax"),
         ]  # fmt: skip
 
