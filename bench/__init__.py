@@ -1,1 +1,1 @@
-"""Benchmarks: ``pytest bench --benchmark-only``."""
+"""Measurements: speed (``pytest bench --benchmark-only``), and what a compiler tells without a GPU (``bench.offline``)."""

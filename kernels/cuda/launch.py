@@ -1,0 +1,213 @@
+"""From an instruction to kernel launches: rules as device functions, kernels by demand, grids.
+
+The modules beside this one hold the kernels. Each instruction has a host function of its own name there, which takes
+the operands (NumPy arrays when simulated or compiled offline, CuPy arrays on a GPU) and returns its launches. A kernel
+is made by a small factory for one dtype, one rule and one set of flags, once; nothing is compiled at import.
+
+float32 kernels hold no float64 arithmetic, with these exceptions: ``optimizer_begin`` (one thread), the last stage of
+``clip_by_global_norm`` (one thread over at most 256 partial sums) and ``record`` (one block, into a float64 history).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import cuda
+
+from .. import mathfn
+from ..instructions import OPS, Instruction
+from ..lowering import Lowered, lower
+from ..rule import REGISTRY, Rule
+
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+MODULES = ("dense", "rowwise", "norm", "update", "dropout")
+BLOCK = 256  # threads of a flat kernel
+WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
+CHUNK = 256  # rows that one block sums before partial sums are merged
+MAX_BLOCKS = 1024  # of a grid-stride kernel: several for each multiprocessor of a large GPU
+
+# kernels for float32 whose float64 arithmetic is deliberate
+DELIBERATE_FLOAT64 = ("optimizer_begin", "norm_finish", "record")
+
+
+class CudaBackend:
+    """Numba's CUDA target, as lowering sees it."""
+
+    name = "cuda"
+
+    @staticmethod
+    @functools.cache
+    def math(name: str, dtype: Any) -> Callable[..., Any]:
+        """The function ``name`` of libdevice for scalars of ``dtype``."""
+        return mathfn.cuda(name, np.dtype(dtype))
+
+    @staticmethod
+    @functools.cache
+    def inline(function: Callable[..., Any]) -> Callable[..., Any]:
+        """A device function; on the simulator the plain function, which is the same and faster."""
+        return function if SIMULATED else cuda.jit(device=True)(function)
+
+
+CUDA = CudaBackend()
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel; :data:`START` and :data:`INDEX` among the arguments are filled in when it runs."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    arguments: tuple[Any, ...]
+
+
+class _Late:
+    """An argument known only when the mini-batch is."""
+
+
+START, INDEX = _Late(), _Late()
+
+
+def kernel(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a factory of kernel functions into one of compiled kernels, each made once."""
+
+    @functools.cache
+    def made(*key: Any) -> Any:
+        return cuda.jit(make(*key))
+
+    return made
+
+
+def element(dtype: Any) -> Any:
+    """The Numba type of ``dtype``, for shared and local arrays."""
+    return getattr(numba, np.dtype(dtype).name)
+
+
+# ---------------------------------------------------------------------------------------------------- rules
+
+_lowered: dict[Any, tuple[Any, Lowered]] = {}
+
+
+def device_function(rule: Rule, part: str, dtype: Any) -> Callable[..., Any]:
+    """Part ``value``, ``slope`` or ``update`` of ``rule`` as a device function; the same object for equal rules."""
+    return lowered(rule, part, dtype)[0]
+
+
+def lowered(rule: Rule, part: str, dtype: Any) -> tuple[Callable[..., Any], Lowered]:
+    """The device function of a part of ``rule``, and what lowering says of it."""
+    key = (rule.main, getattr(rule, "slope", None), tuple(rule.parameters.items()), part, np.dtype(dtype))
+    if key not in _lowered:
+        result = lower(rule, part, dtype, CUDA)
+        _lowered[key] = CUDA.inline(result.function), result
+    return _lowered[key]
+
+
+# ------------------------------------------------------------------------------------------- arrays and grids
+
+
+def scratch(like: Any, shape: tuple[int, ...]) -> Any:
+    """An uninitialised array beside ``like``, of its dtype, for what one kernel hands to the next."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, like.dtype)
+    import cupy
+
+    return cupy.empty(shape, like.dtype)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)
+
+
+def flat(count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Grid and block of a grid-stride kernel over ``count`` elements."""
+    return (max(1, min(ceil_div(count, BLOCK), MAX_BLOCKS)),), (BLOCK,)
+
+
+def tiled(rows: int, columns: int, depth: int = DEPTH) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Grid and block of a kernel with warps along rows: x counts groups of ``depth`` rows, y groups of 32 columns."""
+    return (ceil_div(rows, depth), ceil_div(columns, WIDTH)), (WIDTH, DEPTH)
+
+
+# -------------------------------------------------------------------------------------------- instructions
+
+
+@functools.cache
+def host_function(op: str) -> tuple[Callable[..., list[Launch]], tuple[str, ...]]:
+    """The function that plans instruction ``op``, and the names of its parameters."""
+    for name in MODULES:
+        function = getattr(importlib.import_module(f"{__package__}.{name}"), op, None)
+        if function is not None:
+            return function, tuple(inspect.signature(function).parameters)
+    raise LookupError(f"the CUDA engine has no instruction {op!r}")
+
+
+def plan(instruction: Instruction, operands: Sequence[Any]) -> list[Launch]:
+    """The launches of ``instruction`` on arrays."""
+    op = instruction.op
+    given: dict[str, Any] = {spec.name: array for spec, array in zip(op.operands, operands, strict=True)}
+    given |= dict(zip(op.scalars, instruction.scalars, strict=True))
+    given |= {"rule": instruction.rule, "start": START, "index": INDEX}
+    function, parameters = host_function(op.name)
+    return function(*(given[name] for name in parameters))
+
+
+def run(launches: Sequence[Launch], start: int, index: int, stream: Any = 0) -> None:
+    """Launch in order on ``stream``."""
+    late = {id(START): np.int64(start), id(INDEX): np.int64(index)}
+    with np.errstate(all="ignore"):  # on the simulator, scalars would warn where a GPU is silent
+        for launch in launches:
+            arguments = [late.get(id(a), a) for a in launch.arguments]
+            launch.kernel[launch.grid, launch.block, stream](*arguments)
+
+
+# ------------------------------------------------------------------------------------------------ catalogue
+
+
+class Entry(NamedTuple):
+    """A kernel to compile without a GPU."""
+
+    name: str
+    function: Callable[..., Any]
+    signature: tuple[Any, ...]
+    options: dict[str, Any]
+    float64: bool  # whether float64 arithmetic belongs in it
+
+
+def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[str, Instruction]]:
+    """Instructions on small arrays: every rule of the kind, with all optional operands and with none."""
+    sizes = {letter: 3 for spec in op.operands for letter in spec.dims} | {"m": 2 * CHUNK}
+    rules = [rule for rule in REGISTRY[op.rule].values() if not only or rule.name in only] if op.rule else [None]
+    kinds = {"f": dtype, "i": np.dtype(np.int64), "d": np.dtype(np.float64)}
+    optional = any(spec.optional for spec in op.operands)
+    for rule in rules:
+        if rule is not None and op.rule == "optimizer":
+            sizes |= {"S": len(rule.slots), "K": len(rule.parameters) + 2, "U": 16}
+        for full in (True, False) if optional else (True,):
+            operands = [
+                None if spec.optional and not full else np.ones([sizes[d] for d in spec.dims], kinds[spec.dtype])
+                for spec in op.operands
+            ]
+            label = f"{op.name}{f'[{rule.name}]' if rule else ''}{'' if full else '-'}"
+            yield label, Instruction(op.name, operands, rule, [0.5] * len(op.scalars))
+
+
+def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64), rules: Sequence[str] = ()) -> list[Entry]:
+    """Every kernel of every instruction, crossed with every rule (or those named); not on the simulator."""
+    entries: dict[Any, Entry] = {}
+    for op in OPS.values():
+        for dtype in map(np.dtype, dtypes):
+            for label, instruction in _variants(op, dtype, rules):
+                for launch in plan(instruction, instruction.operands):
+                    function = launch.kernel.py_func
+                    values = [np.int64(0) if isinstance(a, _Late) else a for a in launch.arguments]
+                    signature = tuple(numba.typeof(value) for value in values)
+                    name = f"{label}/{function.__name__}/{dtype.name}"
+                    wide = dtype == np.float64 or function.__name__ in DELIBERATE_FLOAT64
+                    entries.setdefault((id(launch.kernel), signature), Entry(name, function, signature, {}, wide))
+    return list(entries.values())
