@@ -336,8 +336,9 @@ def _in_place(**arrays: Any) -> None:
 def _labels(labels: Any, classes: int, backend: Any, name: str = "target", what: str = "class numbers") -> Any:
     if not np.issubdtype(labels.dtype, np.integer):
         raise ShapeError(f"{name} is {labels.dtype}; expected integer {what}")
+    labels = backend.contiguous(labels, np.int64)  # now of the backend's own kind, which has min and max
     if labels.size:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise ShapeError(f"{name} holds {low if low < 0 else high}; expected {what} from 0 to {classes - 1}")
-    return backend.contiguous(labels, np.int64)
+    return labels

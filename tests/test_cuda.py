@@ -367,8 +367,8 @@ def test_training_agrees_with_the_cpu():
 
     def build():
         return [
-            layers.Input((6,)), layers.Dense(11, use_bias=False), layers.BatchNormalization(), layers.Activation("relu"),
-            layers.Dropout(0.2), layers.Dense(3, "softmax"),
+            layers.Input((6,)), layers.Dense(11, use_bias=False), layers.BatchNormalization(),
+            layers.Activation("relu"), layers.Dropout(0.2), layers.Dense(3, "softmax"),
         ]  # fmt: skip
 
     def optimizer():
