@@ -1,1 +1,1 @@
-"""Measurements: speed (``pytest bench --benchmark-only``), and what a compiler tells without a GPU (``bench.offline``)."""
+"""Measurements: ``pytest bench --benchmark-only`` for speed, ``python -m bench.offline`` for machine code."""

@@ -62,9 +62,9 @@ def tool(name: str) -> str | None:
 
 def why_not() -> str | None:
     """None where kernels can be compiled here, else what is missing."""
-    from numba import config
+    from dlcore.kernels.device import simulated
 
-    if config.ENABLE_CUDASIM:
+    if simulated():
         return "NUMBA_ENABLE_CUDASIM is set: the simulator compiles nothing"
     try:
         import numba_cuda  # noqa: F401

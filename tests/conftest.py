@@ -5,9 +5,22 @@ import os
 if os.environ.get("DLCORE_TEST_DEVICE") != "cuda":
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # read when Numba is imported, so before anything else
 
+import pytest
 from numba.core import config
 
 if config.ENABLE_CUDASIM:
     import simulator
 
     simulator.install()
+
+
+@pytest.fixture(autouse=True)
+def _registry():
+    """Rules that a test defines are forgotten after it."""
+    from dlcore.kernels.rule import REGISTRY
+
+    before = {kind: dict(table) for kind, table in REGISTRY.items()}
+    yield
+    for kind, table in before.items():
+        REGISTRY[kind].clear()
+        REGISTRY[kind].update(table)

@@ -8,6 +8,11 @@ import runpy
 
 import numpy as np
 import pytest
+from tolerance import assert_close
+
+import dlcore
+from dlcore.datasets import load_digits
+from dlcore.kernels.device import simulated, why_no_gpu
 
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
@@ -33,6 +38,25 @@ def test_a_rule_takes_at_most_six_lines():
     for block in rules:
         lines = [line for line in block.splitlines() if line and not line.startswith(("import", "from"))]
         assert len(lines) <= 6, block
+
+
+def test_the_rules_of_the_readme_on_cuda(tmp_path, monkeypatch):
+    if not simulated() and why_no_gpu():
+        pytest.skip(why_no_gpu())
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rules.py").write_text("\n".join(block for block in BLOCKS if "@dlcore." in block))
+    scope = runpy.run_path(str(tmp_path / "rules.py"))
+    x, y = load_digits()
+    results = []
+    for device in ("cpu", "cuda"):
+        dlcore.set_seed(0)
+        stack = [dlcore.layers.Dense(8, "squareplus", dtype="float64"), dlcore.layers.Dense(10, "softmax")]
+        model = dlcore.Sequential(stack, device=device)
+        model.compile(scope["averaged"](lr=0.2), "sparse_categorical_crossentropy")
+        model.fit(x[:40] / 16, y[:40], batch_size=20, epochs=2, verbose=0)
+        results.append(model.get_weights())
+    for cpu, cuda in zip(*results, strict=True):
+        assert_close("weights", cuda, cpu, cpu, terms=4.0)
 
 
 @pytest.mark.parametrize("name", MODULES)

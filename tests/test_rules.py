@@ -14,16 +14,6 @@ from dlcore.kernels.rule import REGISTRY, RuleError, check, find
 SLOPE = 0.25
 
 
-@pytest.fixture(autouse=True)
-def registry():
-    """Rules defined in a test are forgotten after it."""
-    before = {kind: dict(table) for kind, table in REGISTRY.items()}
-    yield
-    for kind, table in before.items():
-        REGISTRY[kind].clear()
-        REGISTRY[kind].update(table)
-
-
 @pytest.mark.parametrize("kind", ["activation", "loss", "optimizer"])
 def test_every_built_in_rule_passes_the_check_at_registration(kind):
     for rule in REGISTRY[kind].values():

@@ -10,7 +10,7 @@ from numba import config, cuda
 if not config.ENABLE_CUDASIM:
     pytest.skip("these are tests of the simulator", allow_module_level=True)
 
-from .simulator import ORDERS, SimulationError, thread_order
+from simulator import ORDERS, SimulationError, thread_order
 
 N = 64
 ALL = 0xFFFFFFFF

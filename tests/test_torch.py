@@ -10,6 +10,7 @@ from tolerance import assert_close
 import dlcore
 from dlcore import layers
 from dlcore.datasets import load_digits
+from dlcore.kernels.device import simulated, why_no_gpu
 
 if os.environ.get("DLCORE_REQUIRE_TORCH"):
     import torch
@@ -17,7 +18,7 @@ else:
     torch = pytest.importorskip("torch", reason="PyTorch is the second oracle; continuous integration has it")
 
 
-def _model(units, features, classes, dtype, learning_rate):
+def _model(units, features, classes, dtype, learning_rate, device):
     dlcore.set_seed(3)
     model = dlcore.Sequential(
         [
@@ -28,7 +29,7 @@ def _model(units, features, classes, dtype, learning_rate):
             layers.Dropout(0.25),
             layers.Dense(classes, "softmax"),
         ],
-        device="cpu",
+        device=device,
     )
     model.compile(dlcore.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy")
     model._ensure_built()
@@ -84,15 +85,20 @@ def _ours(model):
     return arrays
 
 
-@pytest.mark.parametrize(("dtype", "steps"), [("float64", 20), ("float32", 20), ("float64", 200), ("float32", 200)])
-def test_batch_norm_relu_dropout_adam_like_torch(dtype, steps):
+CASES = [("cpu", d, s) for d in ("float64", "float32") for s in (20, 200)]
+CASES += [("cuda", d, 20) for d in ("float64", "float32") if simulated() or not why_no_gpu()]
+
+
+@pytest.mark.parametrize(("device", "dtype", "steps"), CASES)
+def test_batch_norm_relu_dropout_adam_like_torch(device, dtype, steps):
     digits, labels = load_digits()
     x, y = (digits / 16).astype(dtype), labels
     units = 128 if steps == 200 else 16
-    model = _model(units, 64, 10, dtype, 1e-3)
+    batch = 32 if device == "cpu" else 16
+    model = _model(units, 64, 10, dtype, 1e-3, device)
     exact, plain = _Twin(model, torch.float64, 1e-3), _Twin(model, getattr(torch, dtype), 1e-3)
     for t in range(1, steps + 1):
-        rows = np.arange(32 * (t - 1), 32 * t) % len(x)
+        rows = np.arange(batch * (t - 1), batch * t) % len(x)
         model.train_on_batch(x[rows], y[rows])
         exact.step(x[rows], y[rows], t)
         plain.step(x[rows], y[rows], t)

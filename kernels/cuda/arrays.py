@@ -135,7 +135,8 @@ def _is_device_type(kind: type) -> bool:
 def backend_of(arrays: Sequence[Any]) -> Any:
     """The backend of arrays that are not NumPy's: CuPy and other CUDA arrays, or those of the simulator."""
     for array in arrays:
-        if not _is_device_type(type(array)):
+        kind: Any = type(array)
+        if not _is_device_type(kind):
             expected = "an array of numba.cuda" if SIMULATED else "a CuPy array or another CUDA array"
             raise ShapeError(f"got a {type(array).__name__}; expected a NumPy array or {expected}")
     return _SimulatedBackend if SIMULATED else _DeviceBackend

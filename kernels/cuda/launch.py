@@ -21,11 +21,12 @@ import numpy as np
 from numba import cuda
 
 from .. import mathfn
+from ..device import simulated
 from ..instructions import OPS, Instruction
 from ..lowering import Lowered, lower
 from ..rule import REGISTRY, Rule
 
-SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+SIMULATED = simulated()
 MODULES = ("dense", "rowwise", "norm", "update", "dropout")
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
