@@ -37,7 +37,7 @@ def describe(model: Any) -> dict[str, Any]:
 def write_atomically(path: pathlib.Path, write: Any) -> None:
     """``write(temporary)`` and then a rename: a reader sees the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -10,16 +10,19 @@ import pathlib
 import platform
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import callbacks, checkpoint, layers, optimizers, plot, random
 from ._version import __version__
-from .data import DataError, stratified_split
-from .encoding import Prepared, TableEncoder, prepare
+from .data import shortened, stratified_split
+from .datasets import load_digits_table
+from .encoding import CLASSIFICATION, TableEncoder
 from .kernels import DeviceError, compile, device
 from .model import Sequential
+from .preparation import prepare
 from .tables import read_table
 from .training import describe
 
@@ -35,32 +38,48 @@ class CommandError(RuntimeError):
 # ------------------------------------------------------------------------------------------------------- train
 
 
-def _digits(seed: int) -> Prepared:
-    from .datasets import load_digits
+@dataclass
+class _Data:
+    """What a network is trained on: three parts, how they were encoded, and what to tell about them."""
 
-    x, y = load_digits()
-    x = x / np.float32(16)
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    encoder: TableEncoder
+    notes: list[str]
+
+
+def _digits(seed: int) -> _Data:
+    table = load_digits_table()
+    pixels = table.names[:-1]
+    scaling = dict.fromkeys(pixels, (0.0, 16.0))  # from 0..16 to [0, 1]
+    encoder = TableEncoder("digit", CLASSIFICATION, list(range(10)), pixels, scaling)
+    x, y = encoder.transform(table), encoder.encode_target(table)
     train, val, test = stratified_split(y, (0.7, 0.1, 0.2), seed)
-    encoder = TableEncoder(_DIGITS, "classification", classes=list(range(10)))
     notes = [
-        "classification: the UCI handwritten digits, 8 x 8 pixels scaled to [0, 1], 10 classes",
-        f"rows: {len(train)} train, {len(val)} validation, {len(test)} test",
+        "classification of the UCI handwritten digits: 10 classes, 8 x 8 pixels scaled to [0, 1]",
+        f"{len(train)} rows to train, {len(val)} to validate, {len(test)} to test",
     ]
-    return Prepared(x[train], y[train], x[val], y[val], x[test], y[test], encoder, notes)
+    return _Data(x[train], y[train], x[val], y[val], x[test], y[test], encoder, notes)
 
 
-def _load(arguments: argparse.Namespace) -> Prepared:
+def _load(arguments: argparse.Namespace) -> _Data:
     if arguments.file is None:
         if arguments.target is not None:
             raise CommandError("--target goes with a file; without one the digits are used")
         return _digits(arguments.seed)
     if arguments.target is None:
         table = read_table(arguments.file)
-        raise CommandError(f"--target is missing; columns of {arguments.file}: {', '.join(table.columns)}")
-    return prepare(read_table(arguments.file), arguments.target, task=arguments.task, seed=arguments.seed)
+        raise CommandError(f"--target is missing; columns of {arguments.file}: {shortened(table.names, 20)}")
+    made = prepare(read_table(arguments.file), arguments.target, task=arguments.task, seed=arguments.seed)
+    parts = made.x_train, made.y_train, made.x_val, made.y_val, made.x_test, made.y_test
+    return _Data(*parts, made.encoder, made.notes)
 
 
-def _network(arguments: argparse.Namespace, data: Prepared) -> Sequential:
+def _network(arguments: argparse.Namespace, data: _Data) -> Sequential:
     stack: list[layers.Layer] = [layers.Input((data.x_train.shape[1],))]
     for units in arguments.layers:
         if arguments.batch_norm:
@@ -70,7 +89,7 @@ def _network(arguments: argparse.Namespace, data: Prepared) -> Sequential:
             stack.append(layers.Dense(units, "relu", kernel_initializer="he_normal"))
         if arguments.dropout:
             stack.append(layers.Dropout(arguments.dropout))
-    classification = data.encoder.task == "classification"
+    classification = data.encoder.task == CLASSIFICATION
     stack.append(layers.Dense(len(data.encoder.classes), "softmax") if classification else layers.Dense(1))
     model = Sequential(stack, device=arguments.device)
     optimizer = optimizers.get(arguments.optimizer)
@@ -179,7 +198,7 @@ def _write(
     try:
         title = f"{config['data']}: test {describe(config['test'])}"
         checkpoint.write_atomically(folder / "curve.png", lambda path: plot.plot_history(history, path, title))
-    except plot.PlotUnavailable as missing:
+    except ImportError as missing:
         print(f"no curve.png: {missing}", file=sys.stderr)
     else:
         files.insert(1, "curve.png")
@@ -206,10 +225,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """``dlcore evaluate``"""
     model, encoder, config = _read_run(arguments.run, arguments.device)
     if arguments.file is not None:
-        if encoder.target == _DIGITS:
-            raise CommandError(f"{arguments.run} was trained on the digits; evaluate it without a file")
         table = read_table(arguments.file)
-        x, y = encoder.transform(table), encoder.targets(table)
+        x, y = encoder.transform(table), encoder.encode_target(table)
     elif config["data"] == _DIGITS:
         data = _digits(config["arguments"]["seed"])
         x, y = data.x_test, data.y_test
@@ -222,12 +239,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """``dlcore predict``"""
     model, encoder, _ = _read_run(arguments.run, arguments.device)
-    table = read_table(arguments.file)
-    if encoder.target == _DIGITS:
-        x = _pixels(table)
-    else:
-        x = encoder.transform(table)
-    columns = encoder.decode(model.predict(x))
+    outputs = model.predict(encoder.transform(read_table(arguments.file)))
+    columns = {encoder.target: encoder.decode_predictions(outputs).tolist()}
+    if encoder.task == CLASSIFICATION:
+        columns["probability"] = outputs.max(axis=1).tolist()
 
     def write(stream: Any) -> None:
         writer = csv.writer(stream, lineterminator="\n")
@@ -244,13 +259,6 @@ def predict(arguments: argparse.Namespace) -> None:
             write(stream)
 
     checkpoint.write_atomically(pathlib.Path(arguments.out), to_file)
-
-
-def _pixels(table: Any) -> np.ndarray:
-    names = [name for name in table.columns if not table.is_text(name)]
-    if len(names) != 64:
-        raise DataError(f"{table.source}: has {len(names)} columns of numbers; the digits have 64 pixels from 0 to 16")
-    return np.stack([table.columns[name] for name in names], axis=1).astype(np.float32) / np.float32(16)
 
 
 # ------------------------------------------------------------------------------------------------ info, warmup

@@ -1,11 +1,12 @@
 """Tools for arrays of data: rescale, encode, split; the IDX files of MNIST.
 
 Tables of named columns (CSV, NPZ, Parquet) are in `dlcore.tables`; from a table to arrays ready for training
-leads `dlcore.encoding.prepare`.
+leads `dlcore.preparation.prepare`.
 """
 
 import gzip
 import math
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -199,9 +200,9 @@ def random_split(rows: int, fractions: Sequence[float], seed: Any = None) -> tup
 def stratified_split(labels: Any, fractions: Sequence[float], seed: Any = None) -> tuple[np.ndarray, ...]:
     """Divide rows at random so that every part has the same mix of classes.
 
-    With `n_c` rows of class `c`, each part after the first gets `n_c * fraction` of them rounded down or up (up
-    for the largest remainders, until the part has its `round(rows * fraction)` rows), but never the last row of
-    a class: every class appears in the first part (training), and a class of a single row appears only there.
+    With `n_c` rows of class `c`, each part after the first gets `n_c * fraction` of them rounded down or up
+    (up for the largest remainders, until the part has its `round(rows * fraction)` rows), but never the last
+    row of a class: every class appears in the first part (training), a class of a single row only there.
 
     Args:
         labels: `(rows,)`, the class of each row: integers or text.
@@ -308,7 +309,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         raw = Path(path).read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     types = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in types or len(raw) < 4 + 4 * raw[3]:

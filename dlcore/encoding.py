@@ -1,229 +1,222 @@
-"""From a table to arrays for training: task, split, one-hot, z-scores; and the same again for new tables."""
+"""How a table becomes inputs of a network, and its outputs values of the target column again."""
 
-from __future__ import annotations
-
-import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .data import DataError, random_split, shortened, stratified_split
-from .tables import Table
+from .data import DataError, shortened
+from .tables import Table, no_such_column, number, show
 
-MAX_CLASSES = 20  # an integer column with at most this many distinct values is taken for classes
-MAX_CATEGORIES = 1000
-MIN_ROWS = 10
-TASKS = ("classification", "regression")
+CLASSIFICATION, REGRESSION = "classification", "regression"
 
 
-def infer_task(table: Table, target: str) -> tuple[str, str]:
-    """The task for a target column, and the reason in words.
-
-    Text is classes. Whole numbers with at most :data:`MAX_CLASSES` distinct values, each seen twice on average at
-    least, are classes. Anything else is a regression.
-    """
-    values = table.columns[target]
-    distinct = np.unique(values.astype(str) if table.is_text(target) else values)
-    if table.is_text(target):
-        return "classification", f"{target!r} holds text with {len(distinct)} distinct values"
-    whole = bool(np.all(values == np.round(values)))
-    if whole and len(distinct) <= MAX_CLASSES and len(distinct) * 2 <= len(values):
-        return "classification", f"{target!r} holds whole numbers with {len(distinct)} distinct values"
-    kind = "whole numbers" if whole else "numbers"
-    return "regression", f"{target!r} holds {kind} with {len(distinct)} distinct values"
-
-
-@dataclass
+@dataclass(frozen=True, eq=False)
 class TableEncoder:
-    """How the columns of a table become inputs: z-scores of numbers, one-hot of text."""
+    """The encoding that `prepare` chose: table columns to network inputs, network outputs to target values.
+
+    Numeric columns become z-scores with the statistics of the training part, text columns one 0/1 input per
+    category. Columns are found by name, so their order is free and further columns do not matter.
+
+    Attributes:
+        target: Name of the target column.
+        task: `"classification"` or `"regression"`.
+        classes: The classes by id; empty for regression.
+        numeric: Column name to `(mean, standard deviation)`.
+        categories: Text column name to its sorted categories.
+        target_scaler: `(mean, standard deviation)` of a regression target, else `(0, 1)`.
+        columns: The feature columns in their order.
+    """
 
     target: str
     task: str
-    numeric: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> mean, deviation in training
-    categories: dict[str, list[str]] = field(default_factory=dict)
     classes: list[Any] = field(default_factory=list)
-    target_mean: float = 0.0
-    target_deviation: float = 1.0
+    columns: list[str] = field(default_factory=list)
+    numeric: dict[str, tuple[float, float]] = field(default_factory=dict)
+    categories: dict[str, list[str]] = field(default_factory=dict)
+    target_scaler: tuple[float, float] = (0.0, 1.0)
 
     @property
-    def width(self) -> int:
-        """The number of inputs."""
-        return len(self.numeric) + sum(len(c) for c in self.categories.values())
-
-    def to_config(self) -> dict[str, Any]:
-        """Everything as JSON."""
-        return {**vars(self), "numeric": {name: list(pair) for name, pair in self.numeric.items()}}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> TableEncoder:
-        """The encoder that :meth:`to_config` described."""
-        return cls(**{**config, "numeric": {name: tuple(pair) for name, pair in config["numeric"].items()}})
+    def feature_names(self) -> list[str]:
+        """One name per column of `transform`'s result."""
+        names: list[str] = []
+        for column in self.columns:
+            values = self.categories.get(column)
+            names += [column] if values is None else [f"{column}={value}" for value in values]
+        return names
 
     def transform(self, table: Table) -> np.ndarray:
-        """The inputs ``(rows, width)`` float32 of a table; the target column need not be there."""
-        missing = [name for name in (*self.numeric, *self.categories) if name not in table.columns]
+        """Encode a table, which may lack the target column.
+
+        Returns:
+            float32 `(rows, features)`.
+
+        Raises:
+            DataError: Missing columns (all are named), text where numbers were, a category that was not in
+                the data the encoder was made from (with its line and column).
+        """
+        missing = [name for name in self.columns if name not in table]
         if missing:
-            raise DataError(f"{table.source}: column {missing[0]!r} is missing; the model was trained with it")
-        parts = []
-        for name, (mean, deviation) in self.numeric.items():
-            if table.is_text(name):
-                row, value = next((r, v) for r, v in enumerate(table.columns[name]) if not _is_number(v))
-                raise DataError(f"{table.source}: {table.line(row)}, column {name!r}: {value!r} is not a number")
-            parts.append(((table.columns[name] - mean) / deviation)[:, None])
-        for name, known in self.categories.items():
-            parts.append(self._one_hot(table, name, known))
-        return np.ascontiguousarray(np.concatenate(parts, axis=1), np.float32)
-
-    def _one_hot(self, table: Table, name: str, known: list[str]) -> np.ndarray:
-        index = {value: k for k, value in enumerate(known)}
-        result = np.zeros((table.rows, len(known)))
-        for row, value in enumerate(_text(table, name)):
-            if value not in index:
-                raise DataError(
-                    f"{table.source}: {table.line(row)}, column {name!r}: {value!r} did not occur in training; "
-                    f"known: {shortened(known)}"
-                )
-            result[row, index[value]] = 1.0
-        return result
-
-    def targets(self, table: Table) -> np.ndarray:
-        """Class numbers ``(rows,)``, or z-scored values ``(rows, 1)``."""
-        if self.target not in table.columns:
-            raise DataError(f"{table.source}: the target column {self.target!r} is missing")
-        if self.task == "regression":
-            values = (table.columns[self.target] - self.target_mean) / self.target_deviation
-            return values.astype(np.float32)[:, None]
-        index = {value: k for k, value in enumerate(self.classes)}
-        numbers = np.empty(table.rows, np.int64)
-        for row, value in enumerate(_labels(table, self.target)):
-            if value not in index:
-                raise DataError(
-                    f"{table.source}: {table.line(row)}, column {self.target!r}: {value!r} did not occur in training"
-                )
-            numbers[row] = index[value]
-        return numbers
-
-    def decode(self, outputs: np.ndarray) -> dict[str, list[Any]]:
-        """Columns of predictions: class and probability, or value in the units of the target."""
-        if self.task == "regression":
-            return {self.target: (outputs[:, 0] * self.target_deviation + self.target_mean).tolist()}
-        best = outputs.argmax(axis=1)
-        probability = outputs[np.arange(len(best)), best]
-        return {self.target: [self.classes[k] for k in best], "probability": probability.tolist()}
-
-
-@dataclass
-class Prepared:
-    """Arrays for training, and how they came about."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    encoder: TableEncoder
-    notes: list[str]
-
-
-def prepare(
-    table: Table,
-    target: str,
-    *,
-    task: str | None = None,
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.2,
-    seed: int = 0,
-) -> Prepared:
-    """Split a table, stratified by class, and encode it with the statistics of the training part.
-
-    Raises :class:`~dlcore.data.DataError` where the table cannot be used.
-    """
-    if target not in table.columns:
-        close = difflib.get_close_matches(target, table.columns, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; columns: {shortened(table.columns)}"
-        raise DataError(f"{table.source}: there is no column {target!r}{hint}")
-    if table.rows < MIN_ROWS:
-        raise DataError(
-            f"{table.source}: has {table.rows} rows; training, validation and test need at least {MIN_ROWS}"
-        )
-    inferred, reason = infer_task(table, target)
-    task = task or inferred
-    if task not in TASKS:
-        raise DataError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    if task == "regression" and table.is_text(target):
-        raise DataError(f"{table.source}: column {target!r} holds text; a regression needs numbers")
-    notes = [f"{task}: {reason}"]
-    encoder = TableEncoder(target, task)
-    fractions = (1.0 - validation_fraction - test_fraction, validation_fraction, test_fraction)
-    if task == "classification":
-        labels = _labels(table, target)
-        encoder.classes = sorted(set(labels), key=lambda v: (isinstance(v, str), v))
-        if len(encoder.classes) < 2:
-            raise DataError(f"{table.source}: column {target!r} has one class only, {encoder.classes[0]!r}")
-        parts = stratified_split(encoder.targets(table), fractions, seed)
-    else:
-        parts = random_split(table.rows, fractions, seed)
-        values = table.columns[target][parts[0]]
-        if values.std() == 0:
-            raise DataError(f"{table.source}: column {target!r} is constant, {values[0]:g}; there is nothing to learn")
-        encoder.target_mean, encoder.target_deviation = float(values.mean()), float(values.std())
-    _fit_inputs(encoder, table, parts[0], notes)
-    x, y = encoder.transform(table), encoder.targets(table)
-    notes.append(
-        "rows: " + ", ".join(f"{len(p)} {n}" for p, n in zip(parts, ("train", "validation", "test"), strict=True))
-    )
-    train, val, test = parts
-    return Prepared(x[train], y[train], x[val], y[val], x[test], y[test], encoder, notes)
-
-
-def _fit_inputs(encoder: TableEncoder, table: Table, train: np.ndarray, notes: list[str]) -> None:
-    constant = []
-    for name in table.columns:
-        if name == encoder.target:
-            continue
-        if table.is_text(name):
-            known = sorted(set(_text(table, name)))
-            if len(known) > MAX_CATEGORIES:
-                raise DataError(
-                    f"{table.source}: column {name!r} has {len(known)} distinct texts, more than {MAX_CATEGORIES}; "
-                    "an identifier? Leave it out"
-                )
-            if len(known) > 1:
-                encoder.categories[name] = known
+            what = no_such_column(missing[0], table.names)
+            if len(missing) > 1:
+                what = f"no columns {shortened(missing)}; the columns are {shortened(table.names, 20)}"
+            raise DataError(f"{table.source}: {what}")
+        X = np.zeros((len(table), len(self.feature_names)), dtype=np.float32)
+        at = 0
+        for name in self.columns:
+            if name in self.numeric:
+                X[:, at] = _zscores(table, name, *self.numeric[name])
+                at += 1
             else:
-                constant.append(name)
-            continue
-        values = table.columns[name][train]
-        deviation = float(values.std())
-        if deviation > 0.0:
-            encoder.numeric[name] = (float(values.mean()), deviation)
-        else:
-            constant.append(name)
-    if constant:
-        notes.append(f"left out, constant: {shortened(constant)}")
-    if not encoder.width:
-        raise DataError(f"{table.source}: no column beside {encoder.target!r} varies; there is nothing to learn from")
-    text = f", {len(encoder.categories)} of text one-hot" if encoder.categories else ""
-    notes.append(f"inputs: {encoder.width} from {len(encoder.numeric)} columns of numbers, z-scored{text}")
+                ids = _lookup(table, name, self.categories[name], "category")
+                X[np.arange(len(table)), at + ids] = 1
+                at += len(self.categories[name])
+        return X
+
+    def encode_target(self, table: Table) -> np.ndarray:
+        """The target column as in training: int64 ids `(rows,)`, or float32 z-scores `(rows, 1)`.
+
+        Raises:
+            DataError: No target column, a class that was not in the data the encoder was made from, text
+                where numbers were.
+        """
+        if self.task == CLASSIFICATION:
+            return _lookup(table, self.target, self.classes, "class")
+        return _zscores(table, self.target, *self.target_scaler)[:, None]
+
+    def decode_predictions(self, outputs: Any) -> np.ndarray:
+        """Network outputs in the terms of the target column.
+
+        Args:
+            outputs: For classification, scores (logits or probabilities) `(rows, classes)`, of which the
+                largest counts, or integer class ids `(rows,)`; for regression, z-scores `(rows, 1)` or
+                `(rows,)`.
+
+        Returns:
+            `(rows,)`: classes (object array of text, or numbers), or `z * std + mean` in float64.
+
+        Raises:
+            ValueError: Another shape, or ids out of range.
+        """
+        outputs = np.asarray(outputs)
+        if self.task == REGRESSION:
+            if outputs.ndim not in (1, 2) or outputs.shape[1:] not in ((), (1,)):
+                raise ValueError(f"outputs have shape {outputs.shape}; expected (rows, 1) or (rows,)")
+            mean, std = self.target_scaler
+            return outputs.reshape(-1).astype(np.float64) * std + mean
+        k = len(self.classes)
+        if outputs.ndim == 2 and outputs.shape[1] == k:
+            outputs = outputs.argmax(axis=1)
+        elif outputs.ndim != 1 or outputs.dtype.kind not in "iu":
+            raise ValueError(
+                f"outputs have shape {outputs.shape} and dtype {outputs.dtype}; "
+                f"expected scores (rows, {k}) or integer class ids (rows,)"
+            )
+        if outputs.size and not 0 <= outputs.min() <= outputs.max() < k:
+            raise ValueError(f"class ids reach from {outputs.min()} to {outputs.max()}; expected 0 .. {k - 1}")
+        text = isinstance(self.classes[0], str)
+        return np.array(self.classes, dtype=object if text else None)[outputs]
+
+    def to_config(self) -> dict[str, Any]:
+        """Everything as JSON types; `from_config` gives an encoder with the same outputs, bit for bit."""
+        return {
+            "version": 1,
+            "target": self.target,
+            "task": self.task,
+            "classes": list(self.classes),
+            "target_mean": self.target_scaler[0],
+            "target_std": self.target_scaler[1],
+            "columns": [
+                {"name": name, "mean": self.numeric[name][0], "std": self.numeric[name][1]}
+                if name in self.numeric
+                else {"name": name, "categories": list(self.categories[name])}
+                for name in self.columns
+            ],
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TableEncoder":
+        """The encoder that `to_config` described.
+
+        Raises:
+            DataError: Something is missing from the description or it has another version.
+        """
+        try:
+            if config["version"] != 1:
+                raise DataError(f"table encoder of version {config['version']!r}; this release reads version 1")
+            columns = config["columns"]
+            return cls(
+                target=config["target"],
+                task=config["task"],
+                classes=list(config["classes"]),
+                columns=[c["name"] for c in columns],
+                numeric={c["name"]: (float(c["mean"]), float(c["std"])) for c in columns if "mean" in c},
+                categories={c["name"]: list(c["categories"]) for c in columns if "mean" not in c},
+                target_scaler=(float(config["target_mean"]), float(config["target_std"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"damaged description of a table encoder ({error!r})") from error
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _text(table: Table, name: str) -> list[str]:
+def _zscores(table: Table, name: str, mean: float, std: float) -> np.ndarray:
+    column = table[name]
     if table.is_text(name):
-        return [str(v) for v in table.columns[name]]
-    return [f"{v:g}" for v in table.columns[name]]
+        i = next((i for i, value in enumerate(column) if number(value) is None), 0)
+        place = f"{table.source}: {table.where(i)}: column {name!r}"
+        raise DataError(f"{place} is {show(column[i])}; expected a number")
+    with np.errstate(over="ignore"):
+        z = ((column - mean) / std).astype(np.float32)
+    if not np.isfinite(z).all():
+        i = int(np.flatnonzero(~np.isfinite(z))[0])
+        place = f"{table.source}: {table.where(i)}: column {name!r}"
+        raise DataError(f"{place} is {column[i]:g}, too far from the training data (mean {mean:g}, std {std:g})")
+    return z
 
 
-def _labels(table: Table, name: str) -> list[Any]:
-    if table.is_text(name):
-        return [str(v) for v in table.columns[name]]
-    return [int(v) if v == round(v) else float(v) for v in table.columns[name]]
+def _lookup(table: Table, name: str, known: Sequence[Any], what: str) -> np.ndarray:
+    """The place of each value in `known`; int64 `(rows,)`.
+
+    Whether a column reads as text or as numbers depends on all its values: "12" among "12a" is text, alone it
+    is a number. Where the kinds differ between the two tables, values are compared as numbers.
+    """
+    column = table[name]
+    text = isinstance(known[0], str)
+    places: dict[Any, int] = {}
+    if text == table.is_text(name):
+        places = {value: i for i, value in enumerate(known)}
+    elif text:
+        for i, value in enumerate(known):
+            as_number = number(value)
+            if as_number is not None and as_number in places:
+                other = known[places[as_number]]
+                raise DataError(f"{table.source}: column {name!r}: {other!r} and {value!r} are the same number")
+            if as_number is not None:
+                places[as_number] = i
+    else:
+        places = {value: i for i, value in enumerate(known)}
+        column = np.array([number(value) if number(value) is not None else value for value in column], object)
+    ids = np.array([places.get(value, -1) for value in column.tolist()], dtype=np.int64)
+    unknown = np.flatnonzero(ids < 0)
+    if unknown.size:
+        i = int(unknown[0])
+        value = table[name][i]
+        raise DataError(
+            f"{table.source}: {table.where(i)}: column {name!r} has the unknown {what} {shown(value)}; "
+            f"known are {shortened(known)}"
+        )
+    return ids
+
+
+def shown(value: Any) -> str:
+    return f"{value:.10g}" if isinstance(value, float) else show(value)
+
+
+def not_a_number(table: Table, name: str) -> str:
+    """Which value keeps a column of mostly numbers from being numeric; empty if it is no such column."""
+    if not table.is_text(name):
+        return ""
+    others = [i for i, value in enumerate(table[name]) if number(value) is None]
+    if not others or len(others) > len(table) / 2:
+        return ""
+    return f"{show(table[name][others[0]])} in {table.where(others[0])} is not a number"

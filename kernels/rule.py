@@ -207,6 +207,9 @@ def find(kind: str, name: Any) -> Any:
         if name.kind != kind:
             raise RuleError(f"expected an {kind}, got {name!r}")
         if isinstance(name, (Activation, Loss)) and name.slope is None:
+            complete = REGISTRY[kind].get(name.name)  # ``@rule.derivative`` completed it after ``rule`` was bound
+            if complete is not None and complete.main is name.main:
+                return complete
             raise RuleError(f"{name.label} has no derivative; add one with @{name.name}.derivative")
         return name
     table = REGISTRY[kind]

@@ -31,6 +31,7 @@ def test_a_rule_of_the_user_runs_fused():
 
     x, w, b = np.ones((3, 2), np.float32), np.full((2, 4), 0.5, np.float32), np.zeros(4, np.float32)
     y = kernels.dense_forward(x, w, b, "squareplus")
+    np.testing.assert_array_equal(kernels.dense_forward(x, w, b, squareplus), y)  # by name, or the rule itself
     np.testing.assert_allclose(y, 0.5 * (1 + math.sqrt(5)), rtol=1e-6)
     assert y.dtype == np.float32
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from dlcore.tables import Table
+    from ..tables import Table
 
 __all__ = ["load_digits", "load_digits_table"]
 
@@ -28,7 +28,8 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
         ((1797, 64), (1797,), 16.0)
         >>> np.bincount(y).tolist()
         [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-        >>> print("\n".join("".join("--:oO#"[int(v) // 3] for v in row) for row in X[0].reshape(8, 8)))
+        >>> for row in X[0].reshape(8, 8):
+        ...     print("".join("--:oO#"[int(v) // 3] for v in row))
         ---Oo---
         --O#o#--
         --#--o:-
@@ -50,11 +51,11 @@ def load_digits_table() -> "Table":
         >>> len(table), table.names[0], table.names[-1]
         (1797, 'pixel_0_0', 'digit')
     """
-    from dlcore.tables import Table
+    from ..tables import Table
 
     names, values = _read_digits()
     by_column = np.ascontiguousarray(values.T, dtype=np.float64)
-    return Table(dict(zip(names, by_column, strict=True)), source="digits")
+    return Table.from_columns(dict(zip(names, by_column, strict=True)), source="digits")
 
 
 def _read_digits() -> tuple[list[str], np.ndarray]:
