@@ -10,6 +10,8 @@ import pathlib
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +121,8 @@ def _folder(wanted: str | None) -> pathlib.Path:
     raise CommandError(f"{base} and 998 folders beside it exist already")
 
 
-def _say_when_compiling() -> None:
+@contextmanager
+def _says_when_compiling() -> Iterator[None]:
     """One line before the first compilation, so that a cold start does not look like a hang."""
     said = False
 
@@ -129,16 +132,17 @@ def _say_when_compiling() -> None:
             said = True
             print("compiling kernels, once for this machine ...", file=sys.stderr, flush=True)
 
-    compile.ON_COMPILE[:] = [hook]
+    with compile.announcing(hook):
+        yield
 
 
+@_says_when_compiling()
 def train(arguments: argparse.Namespace) -> None:
     """``dlcore train``"""
     data = _load(arguments)
     folder = _folder(arguments.out)
     random.set_seed(arguments.seed)
     say = (lambda *_: None) if arguments.json else print
-    _say_when_compiling()
     model = _network(arguments, data)
     for note in data.notes:
         say(note)
@@ -217,10 +221,10 @@ def _read_run(folder: str, where: str) -> tuple[Sequential, TableEncoder, dict[s
         encoder = TableEncoder.from_config(config["encoder"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CommandError(f"{path / 'config.json'}: cannot be read: {error}") from None
-    _say_when_compiling()
     return checkpoint.load(path / "model.safetensors", device=where), encoder, config
 
 
+@_says_when_compiling()
 def evaluate(arguments: argparse.Namespace) -> None:
     """``dlcore evaluate``"""
     model, encoder, config = _read_run(arguments.run, arguments.device)
@@ -236,6 +240,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(json.dumps(_finite(result)) if arguments.json else describe(result))
 
 
+@_says_when_compiling()
 def predict(arguments: argparse.Namespace) -> None:
     """``dlcore predict``"""
     model, encoder, _ = _read_run(arguments.run, arguments.device)
@@ -321,9 +326,9 @@ def info(arguments: argparse.Namespace) -> None:
 def warmup(arguments: argparse.Namespace) -> None:
     """``dlcore warmup``"""
     start = time.perf_counter()
-    compile.ON_COMPILE[:] = [lambda name: print(f"compiling {name}", flush=True)]
-    for dtype in ("float32", "float64") if arguments.float64 else ("float32",):
-        _exercise(dtype)
+    with compile.announcing(lambda name: print(f"compiling {name}", flush=True)):
+        for dtype in ("float32", "float64") if arguments.float64 else ("float32",):
+            _exercise(dtype)
     statistics = compile.STATISTICS
     if not statistics["compiled"]:
         print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {compile.cache_directory()}")

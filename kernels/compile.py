@@ -160,6 +160,16 @@ STATISTICS = {"compiled": 0, "loaded": 0, "seconds": 0.0}
 ON_COMPILE: list[Callable[[str], None]] = []
 
 
+@contextmanager
+def announcing(hook: Callable[[str], None]) -> Iterator[None]:
+    """Call ``hook`` with the name of what is compiled in the meantime."""
+    ON_COMPILE.append(hook)
+    try:
+        yield
+    finally:
+        ON_COMPILE.remove(hook)
+
+
 def fingerprint(*texts: str) -> str:
     """The name under which code with this meaning is filed."""
     return hashlib.sha256("\0".join([library_fingerprint(), *texts]).encode()).hexdigest()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlcore.cli import main
+from dlcore.kernels import compile
 
 QUICK = ["--epochs", "2", "--layers", "8"]
 
@@ -222,3 +223,4 @@ def test_info_and_help_and_warmup(capsys):
     capsys.readouterr()
     assert main(["warmup"]) == 0
     assert "kernels" in capsys.readouterr().out
+    assert compile.ON_COMPILE == []  # nothing goes on talking

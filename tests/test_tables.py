@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-
 import dlcore.preparation
 import dlcore.tables
 from dlcore.data import DataError
@@ -21,9 +20,7 @@ from dlcore.preparation import prepare
 from dlcore.tables import Table, read_table
 
 
-@pytest.mark.parametrize(
-    "module", [dlcore.tables, dlcore.preparation], ids=lambda module: module.__name__
-)
+@pytest.mark.parametrize("module", [dlcore.tables, dlcore.preparation], ids=lambda module: module.__name__)
 def test_docstring_examples_run(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
