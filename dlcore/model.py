@@ -221,6 +221,8 @@ class Sequential:
             validation = self._data(*validation_data)
         elif validation_split:
             data, validation = data.split(len(data.samples) - int(len(data.samples) * validation_split))
+        if validation is not None and data.weights is not None and validation.weights is None:
+            validation.weights = np.ones(len(validation.samples), self.dtype)  # the same program serves both
         return training.fit(
             self, data, validation, batch_size, range(initial_epoch, epochs), shuffle, verbose, callbacks
         )

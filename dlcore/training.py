@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,11 +79,25 @@ class Runner:
         histories = {f"history_{name}": np.zeros(batches) for name in self.network.histories}
         self.engine.bind(**bindings, **histories)
 
-    def run(self, name: str, batch: int, first: int, steps: int) -> None:
-        """Run mini-batches ``first`` to ``first + steps - 1``."""
+    def run(self, name: str, batch: int, order: np.ndarray, after: Callable[[int, int], None] | None = None) -> None:
+        """Run all samples in mini-batches, in slices of native code of at most about 50 ms.
+
+        ``after(steps, done)`` is called after each slice.
+        """
+        batches = -(-self.count // batch)
+        self.bind(order, batches)
         if name == "train":
             self.engine.write(self.network.hyper, self.optimizer.hyper())
-        self.engine.run(name, steps, batch, self.count, first)
+        done, steps = 0, 1
+        while done < batches:
+            steps = min(steps, batches - done)
+            start = time.perf_counter()
+            self.engine.run(name, steps, batch, self.count, done)
+            seconds = max(time.perf_counter() - start, 1e-6)
+            done += steps
+            if after is not None:
+                after(steps, done)
+            steps = max(1, min(10 * steps, int(steps * _SLICE / seconds)))
 
     def means(self, batch: int, done: int) -> dict[str, float]:
         """The mean over the samples of the first ``done`` mini-batches of each history."""
@@ -99,8 +113,7 @@ class Runner:
 
     def whole(self, name: str) -> dict[str, float]:
         """Run all samples as one mini-batch."""
-        self.bind(np.arange(self.count), 1)
-        self.run(name, self.count, 0, 1)
+        self.run(name, self.count, np.arange(self.count))
         return self.means(self.count, 1)
 
 
@@ -109,25 +122,13 @@ def describe(values: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
-def _steps(seconds: float, steps: int) -> int:
-    """How many mini-batches to run next, after ``steps`` took ``seconds``."""
-    return max(1, min(10 * steps, int(steps * _SLICE / max(seconds, 1e-6))))
+def _epoch(runner: Runner, batch: int, order: np.ndarray, bar: Any) -> dict[str, float]:
+    def after(steps: int, done: int) -> None:
+        bar.update(steps)
+        bar.set_postfix_str(describe(runner.means(batch, done)), refresh=False)
 
-
-def _epoch(runner: Runner, batch: int, order: np.ndarray, bar: Any, chunk: int) -> tuple[dict[str, float], int]:
-    batches = -(-runner.count // batch)
-    runner.bind(order, batches)
-    done = 0
-    while done < batches:
-        steps = min(chunk, batches - done)
-        start = time.perf_counter()
-        runner.run("train", batch, done, steps)
-        chunk = max(1, _steps(time.perf_counter() - start, steps))
-        done += steps
-        if bar is not None:
-            bar.update(steps)
-            bar.set_postfix_str(describe(runner.means(batch, done)), refresh=False)
-    return runner.means(batch, batches), chunk
+    runner.run("train", batch, order, None if bar is None else after)
+    return runner.means(batch, -(-runner.count // batch))
 
 
 def fit(
@@ -146,7 +147,7 @@ def fit(
     for callback in callbacks:
         callback.model = model
     batch = min(batch, len(data.samples))
-    chunk, warned = 1, False
+    warned = False
     for epoch in epochs:
         for callback in callbacks:
             callback.on_epoch_begin(epoch)
@@ -159,7 +160,7 @@ def fit(
                 total=-(-runner.count // batch), desc=label, unit="batch", disable=None, leave=epoch + 1 == epochs.stop
             )
         try:
-            values, chunk = _epoch(runner, batch, order, bar, chunk)
+            values = _epoch(runner, batch, order, bar)
             bad = runner.first_not_finite()
             if validation is not None:
                 held_out = evaluate(model, validation, max(batch, model._engine.rows))
@@ -192,10 +193,8 @@ def evaluate(model: Any, data: Data, batch: int) -> dict[str, float]:
     """Mean loss and metrics over ``data``."""
     batch = min(batch, len(data.samples))
     runner = model._runner(data, batch)
-    batches = -(-runner.count // batch)
-    runner.bind(np.arange(runner.count), batches)
-    runner.run("test", batch, 0, batches)
-    return runner.means(batch, batches)
+    runner.run("test", batch, np.arange(runner.count))
+    return runner.means(batch, -(-runner.count // batch))
 
 
 def predict(engine: Any, network: Network, samples: np.ndarray, batch: int) -> np.ndarray:

@@ -1,7 +1,10 @@
 """The layer API: what a user calls, what comes back, and what is refused."""
 
 import json
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 import oracle
@@ -183,6 +186,29 @@ def test_weights_of_samples_and_classes():
     dlcore.set_seed(3)
     model.fit(x, y, class_weight={0: 1.0, 1: 0.0, 2: 0.0}, epochs=1, batch_size=60, verbose=0)
     assert model.evaluate(x, y, return_dict=True).keys() == {"loss", "accuracy"}
+
+
+def test_weights_in_training_do_not_rebuild_the_program_for_validation():
+    x, y = blobs()
+    model = compiled()
+    model.fit(x, y, sample_weight=np.ones(60), validation_data=(x, y), epochs=1, verbose=0)
+    program = model.program
+    history = model.fit(x, y, sample_weight=np.ones(60), validation_data=(x, y), epochs=2, verbose=0)
+    assert model.program is program
+    assert history.history["val_loss"][-1] == pytest.approx(model.evaluate(x, y)[0])
+
+
+def test_interrupting_a_long_fit_leaves_a_usable_model():
+    x, y = blobs(2000)
+    model = compiled()
+    model.fit(x, y, verbose=0)
+    timer = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, epochs=100_000, verbose=0)
+    assert time.perf_counter() - start < 30
+    assert np.isfinite(model.evaluate(x, y)).all()
 
 
 def test_the_learning_rate_may_change_between_steps():
