@@ -313,18 +313,20 @@ def update_text(rule: Optimizer, uniforms: list[str], name: str) -> str:
     )
 
 
+def decay_terms(rule: Optimizer) -> tuple[str, str]:
+    """The L2 coefficient and the factor on the weights, as expressions of ``hyper``.
+
+    Coupled decay adds ``weight_decay * w`` to the gradient; decoupled decay takes ``rate * weight_decay * w`` from w.
+    """
+    decay = f"hyper[{len(rule.parameters)}]"
+    rate = f"hyper[{list(rule.parameters).index(rule.rate)}]"
+    return ("0.0", f"1.0 - {rate} * {decay}") if rule.decoupled else (decay, "1.0")
+
+
 def begin_text(rule: Optimizer, uniforms: list[str], name: str) -> str:
     """The function that counts the step and computes its uniforms; it runs once, in float64."""
-    count = len(rule.parameters)
-    rate = list(rule.parameters).index(rule.rate)
-    decay = f"hyper[{count}]"
-    return _BEGIN.format(
-        name=name,
-        size=max(1, len(uniforms)),
-        uniforms=len(uniforms),
-        l2="0.0" if rule.decoupled else decay,
-        keep=f"1.0 - hyper[{rate}] * {decay}" if rule.decoupled else "1.0",
-    )
+    l2, keep = decay_terms(rule)
+    return _BEGIN.format(name=name, size=max(1, len(uniforms)), uniforms=len(uniforms), l2=l2, keep=keep)
 
 
 def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:

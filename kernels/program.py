@@ -73,6 +73,34 @@ class Program:
                 cursor += _padded(whole.elements(rows), whole.dtype) * whole.dtype.itemsize
         return offsets, work, cursor
 
+    def views(self, arena: Any, rows: int) -> dict[Buffer, Any]:
+        """Every buffer as an array in ``arena``, a vector of bytes of NumPy or CuPy."""
+        offsets, _, _ = self.layout(rows)
+        return {
+            buffer: arena[at : at + buffer.elements(rows) * buffer.dtype.itemsize]
+            .view(buffer.dtype)
+            .reshape([rows if s == ROWS else s for s in buffer.shape])
+            for buffer, at in offsets.items()
+        }
+
+    def check_binding(self, name: str, array: Any) -> None:
+        """Raise where ``array`` cannot be bound to extern ``name``."""
+        spec = self.externs[name]
+        if array.dtype != spec.dtype or array.ndim != len(spec.shape) or not array.flags.c_contiguous:
+            raise ValueError(
+                f"{name} is {array.dtype} with shape {array.shape}; expected a C-contiguous {spec.dtype} "
+                f"array with {len(spec.shape)} axes"
+            )
+        for size, expected in zip(array.shape, spec.shape, strict=True):
+            if expected and size != expected:
+                raise ValueError(f"{name} has shape {array.shape}; expected {spec.shape}, 0 for any size")
+
+    @staticmethod
+    def check_run(steps: int, batch: int, samples: int, first: int, rows: int) -> None:
+        """Raise where ``steps`` mini-batches from number ``first`` are not all there, or have no room."""
+        if batch > rows or (first + steps - 1) * batch >= samples or first < 0 or steps < 1:
+            raise ValueError(f"{steps} mini-batches of {batch} from number {first} do not fit {samples} samples")
+
     def all_buffers(self) -> list[Buffer]:
         """Every buffer of the arena, the three whole vectors included."""
         whole = [b for b in (self.parameters, self.gradients, self.slots) if b is not None]

@@ -236,18 +236,13 @@ class Engine:
         """Make room for mini-batches of ``rows`` rows; parameters, optimizer state and statistics keep their values."""
         if rows <= self.rows:
             return
-        offsets, work, total = self.program.layout(rows)
+        _, work, total = self.program.layout(rows)
         memory = np.zeros(total + ALIGNMENT, np.uint8)
         memory = memory[-memory.ctypes.data % ALIGNMENT :][:total]
         if self.rows:
             memory[:work] = self._memory[:work]
         self._memory, self.rows = memory, rows
-        self._views = {
-            buffer: memory[at : at + buffer.elements(rows) * buffer.dtype.itemsize]
-            .view(buffer.dtype)
-            .reshape([rows if s == ROWS else s for s in buffer.shape])
-            for buffer, at in offsets.items()
-        }
+        self._views = self.program.views(memory, rows)
         self._tables.clear()
 
     @property
@@ -270,15 +265,7 @@ class Engine:
     def bind(self, **arrays: np.ndarray) -> None:
         """Give externs their arrays, which must be C-contiguous and stay alive until the next binding."""
         for name, array in arrays.items():
-            spec = self.program.externs[name]
-            if array.dtype != spec.dtype or array.ndim != len(spec.shape) or not array.flags.c_contiguous:
-                raise ValueError(
-                    f"{name} is {array.dtype} with shape {array.shape}; expected a C-contiguous {spec.dtype} "
-                    f"array with {len(spec.shape)} axes"
-                )
-            for size, expected in zip(array.shape, spec.shape, strict=True):
-                if expected and size != expected:
-                    raise ValueError(f"{name} has shape {array.shape}; expected {spec.shape}, 0 for any size")
+            self.program.check_binding(name, array)
             self._externs[name] = array
         self._tables.clear()
 
@@ -305,8 +292,7 @@ class Engine:
 
         Mini-batch ``i`` takes ``order[i * batch : (i + 1) * batch]``; the last may be smaller.
         """
-        if batch > self.rows or (first + steps - 1) * batch >= samples or first < 0 or steps < 1:
-            raise ValueError(f"{steps} mini-batches of {batch} from number {first} do not fit {samples} samples")
+        self.program.check_run(steps, batch, samples, first, self.rows)
         table = self._table(name)
         if not _checking():
             _run(table, self._context, steps, batch, samples, first)

@@ -37,17 +37,12 @@ class Engine:
         """Make room for mini-batches of ``rows`` rows; parameters, optimizer state and statistics keep their values."""
         if rows <= self.rows:
             return
-        offsets, work, total = self.program.layout(rows)
+        _, work, total = self.program.layout(rows)
         arena = memory.zeros(total, np.uint8)
         if self.rows:
             arena[:work] = self._memory[:work]
         self._memory, self.rows = arena, rows
-        self._views = {
-            buffer: arena[at : at + buffer.elements(rows) * buffer.dtype.itemsize]
-            .view(buffer.dtype)
-            .reshape([rows if s == ROWS else s for s in buffer.shape])
-            for buffer, at in offsets.items()
-        }
+        self._views = self.program.views(arena, rows)
         self._launches.clear()
 
     @property
@@ -71,15 +66,7 @@ class Engine:
     def bind(self, **arrays: Any) -> None:
         """Copy the arrays of externs to the device."""
         for name, array in arrays.items():
-            spec = self.program.externs[name]
-            if array.dtype != spec.dtype or array.ndim != len(spec.shape) or not array.flags.c_contiguous:
-                raise ValueError(
-                    f"{name} is {array.dtype} with shape {array.shape}; expected a C-contiguous {spec.dtype} "
-                    f"array with {len(spec.shape)} axes"
-                )
-            for size, expected in zip(array.shape, spec.shape, strict=True):
-                if expected and size != expected:
-                    raise ValueError(f"{name} has shape {array.shape}; expected {spec.shape}, 0 for any size")
+            self.program.check_binding(name, array)
             self._externs[name] = memory.to_device(array)
         self._launches.clear()
 
@@ -110,8 +97,7 @@ class Engine:
 
         Mini-batch ``i`` takes ``order[i * batch : (i + 1) * batch]``; the last may be smaller.
         """
-        if batch > self.rows or (first + steps - 1) * batch >= samples or first < 0 or steps < 1:
-            raise ValueError(f"{steps} mini-batches of {batch} from number {first} do not fit {samples} samples")
+        self.program.check_run(steps, batch, samples, first, self.rows)
         stream = memory.stream()
         for index in range(first, first + steps):
             start = index * batch

@@ -17,7 +17,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from ..compile import UNIFORM_HEADER
+from ..compile import UNIFORM_HEADER, decay_terms
 from ..lowering import lower_uniforms
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, kernel, lowered, scratch
 
@@ -54,15 +54,9 @@ def optimizer_begin(rule: Any, hyper: Any, step: Any, uniforms: Any) -> list[Lau
     key = (rule.main, tuple(rule.parameters), rule.decoupled)
     if key not in _begin:
         sources = lowered(rule, "update", np.float32)[1].uniforms
-        count = len(rule.parameters)
-        rate, decay = list(rule.parameters).index(rule.rate), f"hyper[{count}]"
-        text = _BEGIN.format(
-            size=max(1, len(sources)),
-            count=len(sources),
-            header=UNIFORM_HEADER,
-            l2="0.0" if rule.decoupled else decay,
-            keep=f"1.0 - hyper[{rate}] * {decay}" if rule.decoupled else "1.0",
-        )
+        l2, keep = decay_terms(rule)
+        count = len(sources)
+        text = _BEGIN.format(size=max(1, count), count=count, header=UNIFORM_HEADER, l2=l2, keep=keep)
         function = CUDA.inline(lower_uniforms(rule, sources, CUDA).function)
         scope = {"cuda": cuda, "float64": numba.float64, "uniforms": function}
         _begin[key] = _made(text, "optimizer_begin", rule.name, scope)
