@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("file", nargs="?", help=".csv, .npz or .parquet; without it the handwritten digits")
     train.add_argument("--target", metavar="COLUMN", help="the column to predict (needed with a file)")
     train.add_argument("--task", choices=("classification", "regression"), help="instead of inferring it")
+    train.add_argument("--drop", action="append", default=[], metavar="COLUMN", help="leave a column out; repeatable")
     train.add_argument("--out", metavar="DIR", help="where the four files go (default: runs/<time>)")
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     train.add_argument(

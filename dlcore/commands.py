@@ -21,7 +21,7 @@ from . import callbacks, checkpoint, layers, optimizers, plot, random
 from ._version import __version__
 from .data import shortened, stratified_split
 from .datasets import load_digits_table
-from .encoding import CLASSIFICATION, TableEncoder
+from .encoding import CLASSIFICATION, REGRESSION, TableEncoder
 from .kernels import DeviceError, compile, device
 from .model import Sequential
 from .preparation import prepare
@@ -70,15 +70,21 @@ def _digits(seed: int) -> _Data:
 
 def _load(arguments: argparse.Namespace) -> _Data:
     if arguments.file is None:
-        if arguments.target is not None:
-            raise CommandError("--target goes with a file; without one the digits are used")
+        for option in ("target", "task", "drop"):
+            if getattr(arguments, option):
+                raise CommandError(f"--{option} goes with a file; without one the digits are used")
         return _digits(arguments.seed)
     if arguments.target is None:
         table = read_table(arguments.file)
         raise CommandError(f"--target is missing; columns of {arguments.file}: {shortened(table.names, 20)}")
-    made = prepare(read_table(arguments.file), arguments.target, task=arguments.task, seed=arguments.seed)
+    table = read_table(arguments.file)
+    made = prepare(table, arguments.target, task=arguments.task, drop=arguments.drop, seed=arguments.seed)
+    notes = list(made.notes)
+    if made.task == REGRESSION:
+        deviation = made.encoder.target_scaler[1]
+        notes.append(f"Loss and error are in standard deviations of {made.target!r}; one is {deviation:.4g}.")
     parts = made.x_train, made.y_train, made.x_val, made.y_val, made.x_test, made.y_test
-    return _Data(*parts, made.encoder, made.notes)
+    return _Data(*parts, made.encoder, notes)
 
 
 def _network(arguments: argparse.Namespace, data: _Data) -> Sequential:

@@ -89,6 +89,17 @@ def test_a_regression_in_the_units_of_the_target(folder, capsys):
     assert values == pytest.approx([3.0, 1.0], abs=0.4)
 
 
+def test_a_column_may_be_left_out(folder, capsys):
+    write_csv(folder / "t.csv", regression=True)
+    assert main(["train", "t.csv", "--target", "label", "--drop", "colour", "--out", "run", "--json", *QUICK]) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert notes[-1].startswith("Loss and error are in standard deviations of 'label'; one is ")
+    (folder / "new.csv").write_text("size\n1.0\n")
+    assert main(["predict", "run", "new.csv"]) == 0
+    assert main(["train", "t.csv", "--target", "label", "--drop", "color", *QUICK]) == 2
+    assert "did you mean 'colour'?" in capsys.readouterr().err
+
+
 def test_npz(folder, capsys):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((50, 3))
