@@ -1,0 +1,417 @@
+"""The threads of the CPU engine: a C function run on several threads at once, and the barrier where they meet.
+
+``run(entry, argument, threads)`` is one native call. The workers wait for it inside a native call of their own,
+without the GIL, in three stages: they pause, then yield the core while that returns at once, then sleep. A launch
+raises the ticket of every worker that takes part and wakes those that sleep; the others are left alone.
+
+    with pool(get_num_threads()) as granted:     # 1 while another Python thread has the pool
+        run(entry, argument, granted)
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import inspect
+import numbers
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from .. import compile as compiler
+from ..native import call_entry
+from .machine import (
+    AFFINITY_WORDS,
+    CYCLES_PER_MICROSECOND,
+    HAS_FUTEX,
+    VARIANT,
+    atomic_add,
+    current_cpu,
+    cycle_counter,
+    futex_wait,
+    futex_wake,
+    get_affinity,
+    load_acquire,
+    pause,
+    sched_yield,
+    set_affinity,
+    store_release,
+)
+
+MOST_ANYWHERE = 64  # threads that may be asked for on any machine, however few CPUs it has
+_LINE = 64  # bytes of a cache line
+
+# --------------------------------------------------------------------------------------------- waiting, natively
+
+# Bytes from the start of a line about those who wait.
+_SLEEPERS, _CROWDED, _TIMEOUT = 0, 8, 16
+
+_PAUSING = 17 * CYCLES_PER_MICROSECOND
+_YIELDING = 300 * CYCLES_PER_MICROSECOND
+_SLOW_YIELD = 50 * CYCLES_PER_MICROSECOND
+_MOST_PAUSES, _MOST_YIELDS = 4096, 1024  # bounds where there is no cycle counter
+_CROWDED_WAITS = 64  # waits without yielding after a slow yield
+_TIMEOUT_NANOSECONDS = 200_000_000
+
+
+@compiler.CPU.inline
+def _watch(word, value, waiters):
+    """Pause, then yield, until the word is no longer ``value``; False if patience ends before."""
+    start = cycle_counter()
+    turns = 0
+    while load_acquire(word) == value:
+        turns += 1
+        now = cycle_counter()
+        if now - start < _PAUSING and turns < _MOST_PAUSES:
+            pause()
+            continue
+        crowded = load_acquire(waiters + _CROWDED)
+        if crowded > 0:
+            store_release(waiters + _CROWDED, crowded - 1)
+            return False
+        if now - start > _YIELDING or turns > _MOST_PAUSES + _MOST_YIELDS:
+            return False
+        sched_yield()
+        if cycle_counter() - now > _SLOW_YIELD:  # somebody else had the core: better to sleep than to compete
+            store_release(waiters + _CROWDED, _CROWDED_WAITS)
+    return True
+
+
+@compiler.CPU.inline
+def _wait(word, value, waiters):
+    """Return when the word is no longer ``value``."""
+    if _watch(word, value, waiters):
+        return
+    if HAS_FUTEX:
+        store_release(waiters + _TIMEOUT, 0)
+        store_release(waiters + _TIMEOUT + 8, _TIMEOUT_NANOSECONDS)
+        atomic_add(waiters + _SLEEPERS, 1)
+        while load_acquire(word) == value:
+            futex_wait(word, value, waiters + _TIMEOUT)
+        atomic_add(waiters + _SLEEPERS, -1)
+    else:
+        while load_acquire(word) == value:
+            sched_yield()
+
+
+@compiler.CPU.inline
+def _wake(word, waiters):
+    """Wake who sleeps on the word, which has just been changed by an atomic_add."""
+    if HAS_FUTEX and load_acquire(waiters + _SLEEPERS) > 0:
+        futex_wake(word, MOST_ANYWHERE << 16)
+
+
+BARRIER_WORDS = 24  # int64 words of a barrier's control block
+
+
+def barrier(control, threads):
+    """Return when ``threads`` threads have called this.
+
+    ``control`` is the address of BARRIER_WORDS zeroed int64 words, aligned to 64 bytes: word 0 counts who has arrived,
+    word 8 is the generation, word 16 counts the sleepers, word 17 the waits left until it yields again after a yield
+    that took long, words 18 and 19 are the time-out of a sleep. It may be used any number of times, and between two
+    jobs with another number of threads. It must be compiled under :data:`~.machine.VARIANT`.
+    """
+    if threads > 1:
+        generation = control + _LINE
+        waiters = control + 2 * _LINE
+        now = load_acquire(generation)
+        if atomic_add(control, 1) == threads - 1:
+            store_release(control, 0)
+            atomic_add(generation, 1)
+            _wake(generation, waiters)
+        else:
+            _wait(generation, now, waiters)
+
+
+# ------------------------------------------------------------------------------------------------- jobs, natively
+
+# The control block of a pool. Line 0 is the job, whose entry is 0 while there is none; line 1 counts the workers that
+# have done it; on line 2 the launcher waits for them. Then for every worker: the line of its ticket, a line of its own,
+# the CPU mask it has and the mask it leaves to.
+_ENTRY, _ARGUMENT, _THREADS, _LAUNCHER_CPU = 0, 8, 16, 24
+_DONE, _LAUNCHER, _WORKERS = _LINE, 2 * _LINE, 3 * _LINE
+_OWN, _SERVED, _MASK = _LINE, _LINE + 32, 2 * _LINE
+_WORKER_SIZE = 2 * _LINE + 2 * 8 * AFFINITY_WORDS
+
+_STOPPED, _IDLE = 0, 1
+
+
+@compiler.CPU.inline
+def _worker(control, thread):
+    """The address of what the pool knows about worker ``thread``, from 1."""
+    return control + _WORKERS + (thread - 1) * _WORKER_SIZE
+
+
+@compiler.CPU.inline
+def _leave_launcher(cpu, threads, mask):
+    """Move this worker off the launcher's CPU, once, if there are CPUs for all.
+
+    After another library's threads have run, the kernel may leave two of ours on one core for good (390 us became
+    924 us). Pinning them would help as well, and would break the other library's own threads.
+    """
+    if cpu < 0 or cpu != current_cpu() or get_affinity(mask) < 0:
+        return
+    others = mask + 8 * AFFINITY_WORDS
+    count = 0
+    for k in range(AFFINITY_WORDS):
+        word = load_acquire(mask + 8 * k)
+        here = np.int64(1) << (cpu % 64) if k == cpu // 64 else np.int64(0)
+        store_release(others + 8 * k, word & ~here)
+        while word != 0:
+            word &= word - 1
+            count += 1
+    if count >= threads and set_affinity(others) >= 0:
+        set_affinity(mask)
+
+
+def post(control, entry, argument, threads):
+    """Hand the job to workers 1 to ``threads - 1``; entry 0 tells them to stop."""
+    store_release(control + _ENTRY, entry)
+    store_release(control + _ARGUMENT, argument)
+    store_release(control + _THREADS, threads)
+    store_release(control + _LAUNCHER_CPU, current_cpu())
+    store_release(control + _DONE, 0)
+    for thread in range(1, threads):
+        ticket = _worker(control, thread)
+        atomic_add(ticket, 1)
+        _wake(ticket, ticket + _OWN)
+
+
+def complete(control):
+    """Do the share of thread 0 in the posted job, if there is one, and wait for the others."""
+    entry = load_acquire(control + _ENTRY)
+    if entry == 0:
+        return
+    workers = load_acquire(control + _THREADS) - 1
+    call_entry(entry, load_acquire(control + _ARGUMENT), 0)
+    done = load_acquire(control + _DONE)
+    while done != workers:
+        _wait(control + _DONE, done, control + _LAUNCHER)
+        done = load_acquire(control + _DONE)
+    store_release(control + _ENTRY, 0)
+
+
+_post, _complete = compiler.CPU.inline(post), compiler.CPU.inline(complete)
+
+
+def launch(control, entry, argument, threads):
+    """Post a job and complete it."""
+    _post(control, entry, argument, threads)
+    _complete(control)
+
+
+def alone(entry, argument):
+    """The job on the calling thread."""
+    call_entry(entry, argument, 0)
+
+
+def serve(control, thread):
+    """Do the share of worker ``thread`` in every job, until told to stop; where there is no futex, until idle."""
+    ticket = _worker(control, thread)
+    while True:
+        served = load_acquire(ticket + _SERVED)
+        if HAS_FUTEX:
+            _wait(ticket, served, ticket + _OWN)
+        elif not _watch(ticket, served, ticket + _OWN):
+            return _IDLE
+        store_release(ticket + _SERVED, load_acquire(ticket))
+        entry = load_acquire(control + _ENTRY)
+        if entry == 0:
+            return _STOPPED
+        threads = load_acquire(control + _THREADS)
+        _leave_launcher(load_acquire(control + _LAUNCHER_CPU), threads, ticket + _MASK)
+        call_entry(entry, load_acquire(control + _ARGUMENT), thread)
+        if atomic_add(control + _DONE, 1) == threads - 2:
+            _wake(control + _DONE, control + _LAUNCHER)
+
+
+_SIGNATURES = {
+    post: types.void(*[types.int64] * 4),
+    complete: types.void(types.int64),
+    launch: types.void(*[types.int64] * 4),
+    alone: types.void(types.int64, types.int64),
+    serve: types.int64(types.int64, types.int64),
+}
+
+
+@functools.cache
+def _native(body: Any) -> Any:
+    """A function of :data:`_SIGNATURES`, compiled."""
+    name, parameters = f"pool_{body.__name__}", ", ".join(inspect.signature(body).parameters)
+    text = f"def {name}({parameters}):\n    return body({parameters})\n"
+    function = compiler.make(text, name, {"body": compiler.CPU.inline(body)}, VARIANT)
+    return compiler.native(function, _SIGNATURES[body])
+
+
+# ------------------------------------------------------------------------------------------------------ the pool
+
+
+class _Pool:
+    """Worker threads, started when a job first wants them, and the memory through which they are told."""
+
+    def __init__(self) -> None:
+        self.capacity = max(MOST_ANYWHERE, os.cpu_count() or 1)
+        size = _WORKERS + self.capacity * _WORKER_SIZE
+        memory = np.zeros(size // 8 + _LINE // 8, np.int64)
+        self.words = memory[(-memory.ctypes.data % _LINE) // 8 :]
+        self.control = self.words.ctypes.data
+        # one job at a time; reentrant, so that an interrupt between taking and releasing costs its thread nothing
+        self.lock = threading.RLock()
+        self.posted = threading.Condition()  # where workers wait that cannot use a futex
+        self.workers: list[threading.Thread] = []
+        self.error: BaseException | None = None
+        self.closed = False
+
+    def run(self, entry: int, argument: int, threads: int) -> None:
+        if not 1 < threads <= len(self.workers) + 1:
+            self.grow(threads)
+        self.launch(entry, argument, threads)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+    def grow(self, threads: int) -> None:
+        """Start the workers that ``threads`` threads need."""
+        if not 1 < threads <= self.capacity:
+            raise ValueError(f"threads is {threads}; expected 1 to {self.capacity}")
+        if self.closed:
+            raise RuntimeError("the interpreter is shutting down; jobs run with threads=1 now")
+        for body in (serve, launch) if HAS_FUTEX else (serve, post, complete):
+            _native(body)  # what fails to compile does so here, in the thread of the caller
+        for thread in range(len(self.workers) + 1, threads):
+            worker = threading.Thread(target=self.work, args=(thread,), name=f"dlcore-{thread}", daemon=True)
+            worker.start()
+            self.workers.append(worker)
+
+    def launch(self, entry: int, argument: int, threads: int) -> None:
+        if HAS_FUTEX:
+            _native(launch)(self.control, entry, argument, threads)
+            return
+        try:
+            _native(post)(self.control, entry, argument, threads)
+            with self.posted:
+                self.posted.notify_all()
+        finally:  # an interrupt must not leave workers at a barrier that thread 0 never reaches
+            _native(complete)(self.control)
+
+    def has_ticket(self, thread: int) -> bool:
+        first = (_WORKERS + (thread - 1) * _WORKER_SIZE) // 8
+        return bool(self.words[first] != self.words[first + _SERVED // 8])
+
+    def work(self, thread: int) -> None:
+        """The life of a worker thread."""
+        while True:
+            try:
+                while _native(serve)(self.control, thread) == _IDLE:
+                    with self.posted:
+                        self.posted.wait_for(functools.partial(self.has_ticket, thread))
+                return
+            except BaseException as error:  # the caller of run raises it; without this worker the job would not end
+                self.error = error
+
+    def close(self) -> None:
+        """Stop the workers; a job that takes long is left to end with the process."""
+        self.closed = True
+        if not self.workers:
+            return
+        patience = time.monotonic() + 1.0
+        if self.lock.acquire(timeout=1.0):
+            self.launch(0, 0, len(self.workers) + 1)
+            for worker in self.workers:
+                worker.join(max(0.0, patience - time.monotonic()))
+
+
+_pool = _Pool()
+
+
+def _after_fork() -> None:
+    """The workers stayed in the parent, and the lock may have been theirs."""
+    global _pool
+    _pool = _Pool()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(lambda: _pool.close())
+
+
+def run(entry: int, argument: int, threads: int) -> None:
+    """Call the C function ``entry(argument, thread)`` for every ``thread`` below ``threads``, at once.
+
+    ``entry`` is its address, ``void(int64, int64)``. Thread 0 is the calling thread. With more than one thread it waits
+    while another Python thread is inside ``with pool(...)``. Raises ValueError for a number of threads that cannot be.
+    """
+    if threads == 1:
+        _native(alone)(entry, argument)
+        return
+    pool = _pool
+    with pool.lock:
+        pool.run(entry, argument, threads)
+
+
+class pool:
+    """``with pool(threads) as granted``: how many threads jobs in the block may use.
+
+    That is ``threads``, or 1 while another Python thread has the pool: two models that train at once share the cores
+    better with a thread each, and results never depend on the number of threads.
+    """
+
+    __slots__ = ("granted", "lock", "threads")
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> int:
+        pool = _pool
+        self.lock = pool.lock
+        self.granted = self.threads if self.threads > 1 and not pool.closed and pool.lock.acquire(blocking=False) else 1
+        return self.granted
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.granted > 1:
+            self.lock.release()
+
+
+# --------------------------------------------------------------------------------------------- how many threads
+
+_VARIABLES = ("DLCORE_NUM_THREADS", "NUMBA_NUM_THREADS", "OMP_NUM_THREADS")
+_num_threads: int | None = None
+
+
+@functools.cache
+def _default_threads() -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for variable in _VARIABLES:
+        value = os.environ.get(variable, "").strip()
+        if value.isdecimal() and int(value) > 0:
+            return min(cpus, int(value))
+    return cpus
+
+
+def get_num_threads() -> int:
+    """How many threads a job gets by default.
+
+    What :func:`set_num_threads` said; else the CPUs this process may use, or fewer if ``DLCORE_NUM_THREADS``,
+    ``NUMBA_NUM_THREADS`` or ``OMP_NUM_THREADS`` says so (the first that holds a positive number).
+    """
+    return _num_threads or _default_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Let jobs use ``n`` threads from now on.
+
+    Raises ValueError unless ``n`` is an int from 1 to 64, or to the number of CPUs where there are more.
+    """
+    global _num_threads
+    most = _pool.capacity
+    if not isinstance(n, numbers.Integral) or isinstance(n, bool) or not 1 <= n <= most:
+        raise ValueError(f"n is {n!r}; expected a number of threads, an int from 1 to {most}")
+    _num_threads = int(n)
