@@ -7,7 +7,7 @@ arrays, and ``@dlcore.activation``, ``@dlcore.loss``, ``@dlcore.optimizer`` make
 from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers
 from ._version import __version__
 from .checkpoint import load
-from .kernels import activation, loss, optimizer
+from .kernels import activation, get_num_threads, loss, optimizer, set_num_threads
 from .model import Sequential
 from .random import set_seed
 from .training import History
@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "activation",
     "callbacks",
+    "get_num_threads",
     "initializers",
     "kernels",
     "layers",
@@ -27,5 +28,6 @@ __all__ = [
     "metrics",
     "optimizer",
     "optimizers",
+    "set_num_threads",
     "set_seed",
 ]

@@ -15,8 +15,11 @@ from .kernels import resolve
 from .kernels.device import engine as engine_of
 from .layers import Input, Layer
 from .network import Network, Plan, assemble
+from .step import Step
 
 _DEFAULT_ROWS = 256  # mini-batch of evaluate and predict where none is given
+
+_MOST_STEPS = 8  # sizes of mini-batches that train_on_batch keeps ready
 
 
 class Sequential:
@@ -37,6 +40,8 @@ class Sequential:
         self._plan = Plan()
         self._network: Network | None = None
         self._engine: Any = None
+        self._assembled: tuple[Any, ...] | None = None  # the key of the plan that the program is for
+        self._steps: dict[Any, Step] = {}  # by the shape of x
         for layer in layers:
             self.add(layer)
 
@@ -109,6 +114,8 @@ class Sequential:
             if value is not None and value.shape == tuple(buffer.shape):
                 engine.write(buffer, value)
         self._network, self._engine = network, engine
+        self._assembled = self._plan.key
+        self._steps.clear()
 
     def _state(self) -> dict[str, np.ndarray]:
         """What outlives a step, by name: parameters, statistics, step, seed and the optimizer's slots."""
@@ -120,7 +127,7 @@ class Sequential:
         return {buffer.name: self._engine.read(buffer) for buffer in buffers}
 
     def _prepare(self, plan: Plan, rows: int) -> None:
-        changed = plan.key != self._plan.key or (plan.loss is not None and self._network.hyper is None)  # type: ignore[union-attr]
+        changed = plan.key != self._assembled
         self._plan = plan
         if changed:
             self._assemble(max(rows, self._engine.rows))
@@ -241,7 +248,7 @@ class Sequential:
         result = training.evaluate(self, data, training.positive("batch_size", batch_size))
         if verbose:
             print(training.describe(result))
-        return _result(result, return_dict)
+        return _result([*result.values()], [*result], return_dict)
 
     def predict(self, x: Any, batch_size: int = _DEFAULT_ROWS, verbose: int = 0) -> np.ndarray:
         """The outputs ``(samples, outputs)`` for ``x``, as a NumPy array."""
@@ -254,13 +261,23 @@ class Sequential:
 
     def train_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """One step on one mini-batch; the loss (and metrics) before the update."""
+        step = self._steps.get(getattr(x, "shape", None)) if sample_weight is None else None
+        known = None if step is None else step(x, y)
+        if known is not None:
+            return _result(known, self._network.histories, return_dict)  # type: ignore[union-attr]
         data = self._data(x, y, sample_weight)
-        return _result(self._runner(data, len(data.samples)).whole("train"), return_dict)
+        values = self._runner(data, len(data.samples)).whole("train")
+        if self._engine.device == "cpu" and Step.suits(x, y, data):
+            if len(self._steps) >= _MOST_STEPS:
+                self._steps.clear()
+            self._steps[x.shape] = Step(self, x, y, data)
+        return _result([*values.values()], [*values], return_dict)
 
     def test_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """The loss (and metrics) of one mini-batch."""
         data = self._data(x, y, sample_weight)
-        return _result(self._runner(data, len(data.samples)).whole("test"), return_dict)
+        values = self._runner(data, len(data.samples)).whole("test")
+        return _result([*values.values()], [*values], return_dict)
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """The outputs for one mini-batch."""
@@ -338,7 +355,7 @@ def _metric(metric: Any, loss: losses.Loss) -> metrics.Metric:
     return metrics.get(metric, loss)
 
 
-def _result(values: dict[str, float], return_dict: bool) -> Any:
+def _result(values: list[float], names: list[str], return_dict: bool) -> Any:
     if return_dict:
-        return values
-    return next(iter(values.values())) if len(values) == 1 else list(values.values())
+        return dict(zip(names, values, strict=True))
+    return values[0] if len(values) == 1 else values

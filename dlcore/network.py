@@ -33,7 +33,12 @@ class Plan:
     def key(self) -> tuple[Any, ...]:
         """Equal for plans whose programs are the same."""
         rule = self.optimizer.rule if self.optimizer is not None else None
-        return self.loss, self.metrics, rule, self.labels, self.weighted
+        return self.loss, self.metrics, rule, self.clipped, self.labels, self.weighted
+
+    @property
+    def clipped(self) -> bool:
+        """Whether gradients are scaled to a norm. Without it, updates need not wait for all gradients."""
+        return self.optimizer is not None and self.optimizer.global_clipnorm is not None
 
 
 @dataclass
@@ -85,7 +90,8 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
         network.histories = ["loss", *(metric.name for metric in plan.metrics)]
         b.emit("optimizer_begin", hyper, network.step, uniforms, rule=rule)
         emitter.pass_over(gather(), training=True)
-        b.emit("clip_by_global_norm", gradients, hyper, uniforms)
+        if plan.clipped:
+            b.emit("clip_by_global_norm", gradients, hyper, uniforms)
         b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
         b.finish("train")
         emitter.pass_over(gather(), training=False)

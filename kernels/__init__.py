@@ -12,6 +12,7 @@ if __name__ != "dlcore.kernels":
     raise ImportError(f"this package is dlcore.kernels and was imported as {__name__!r}; use 'import dlcore.kernels'")
 
 from . import activations, losses, optimizers  # noqa: F401  the built-in rules register themselves
+from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
 from .ops import (
@@ -64,10 +65,12 @@ __all__ = [
     "elementwise_loss",
     "find",
     "gather",
+    "get_num_threads",
     "loss",
     "optimizer",
     "optimizer_update",
     "resolve",
+    "set_num_threads",
     "softmax",
     "softmax_backward",
     "softmax_cross_entropy",

@@ -4,6 +4,8 @@ An operand is ``name:dims``, optionally ``name?`` (may be missing) and ``:dims[d
 letter means the same size throughout an instruction. ``m`` is the number of rows of the mini-batch, known when the
 instruction runs; upper-case letters are sizes of whole arrays. The dtype is that of the model unless given:
 ``i`` int64, ``d`` float64. ``>`` marks operands that are written, ``+`` operands that are read and written.
+
+An engine that breaks instructions into smaller steps declares those with :func:`declare` in the same notation.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Any
 import numpy as np
 
 ROWS = -1  # the size of a buffer's first axis that is the mini-batch
+CHUNKS = -2  # that is the number of chunks of rows the CPU engine cuts a mini-batch into
+_SYMBOLS = {ROWS: "rows", CHUNKS: "chunks"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Operand:
     dims: str
     dtype: str
     optional: bool
-    access: str  # "read", "write" or "update"
+    access: str  # "read", "write", "update", or "alike": written by every thread with the same values
 
 
 @dataclass(frozen=True)
@@ -38,72 +42,77 @@ class Op:
     scalars: tuple[str, ...]
     rule: str | None
     doc: str
+    division: str = ""  # how the CPU engine divides it among threads: see cpu/steps.py
 
 
-_OPERAND = re.compile(r"(?P<access>[>+]?)(?P<name>\w+)(?P<optional>\??):(?P<dims>\w+)(?:\[(?P<dtype>[id])\])?$")
-_ACCESS = {"": "read", ">": "write", "+": "update"}
+_OPERAND = re.compile(r"(?P<access>[>+=]?)(?P<name>\w+)(?P<optional>\??):(?P<dims>\w+)(?:\[(?P<dtype>[id])\])?$")
+_ACCESS = {"": "read", ">": "write", "+": "update", "=": "alike"}
 
 
-def _op(name: str, operands: str, doc: str, *, scalars: str = "", rule: str | None = None) -> Op:
+def declare(
+    name: str, operands: str, doc: str, *, scalars: str = "", rule: str | None = None, division: str = ""
+) -> Op:
+    """An :class:`Op` from the notation above."""
     parsed = []
     for word in operands.split():
         match = _OPERAND.match(word)
         assert match, word
         access = _ACCESS[match["access"]]
         parsed.append(Operand(match["name"], match["dims"], match["dtype"] or "f", bool(match["optional"]), access))
-    return Op(name, tuple(parsed), tuple(scalars.split()), rule, doc)
+    return Op(name, tuple(parsed), tuple(scalars.split()), rule, doc, division)
 
 
 # fmt: off
 _LIST = [
     # -- data
-    _op("gather_rows", "source:Nk order:O[i] >out:mk", "out[r] = source[order[start + r]]"),
-    _op("gather_labels", "source:N[i] order:O[i] >out:m[i]", "out[r] = source[order[start + r]]"),
-    _op("gather_values", "source:N order:O[i] >out:m", "out[r] = source[order[start + r]]"),
+    declare("gather_rows", "source:Nk order:O[i] >out:mk", "out[r] = source[order[start + r]]"),
+    declare("gather_labels", "source:N[i] order:O[i] >out:m[i]", "out[r] = source[order[start + r]]"),
+    declare("gather_values", "source:N order:O[i] >out:m", "out[r] = source[order[start + r]]"),
     # -- dense
-    _op("dense_forward", "x:mk w:kn b?:n >z?:mn >y:mn", "z = x W + b; y = g(z)", rule="activation"),
-    _op("dense_backward_z", "dy:mn z?:mn y:mn >dz:mn >db?:n", "dz = dy * g'(z, y); db = sum over rows of dz",
+    declare("dense_forward", "x:mk w:kn b?:n >z?:mn >y:mn", "z = x W + b; y = g(z)", rule="activation"),
+    declare("dense_backward_z", "dy:mn z?:mn y:mn >dz:mn >db?:n", "dz = dy * g'(z, y); db = sum over rows of dz",
         rule="activation"),
-    _op("dense_backward_w", "x:mk dz:mn >dw:kn", "dW = x^T dz"),
-    _op("dense_backward_x", "dz:mn w:kn >dx:mk", "dx = dz W^T"),
-    _op("activation_forward", "z:mn >y:mn", "y = g(z)", rule="activation"),
-    _op("activation_backward", "dy:mn z:mn y:mn >dz:mn", "dz = dy * g'(z, y)", rule="activation"),
+    declare("dense_backward_w", "x:mk dz:mn >dw:kn", "dW = x^T dz"),
+    declare("dense_backward_x", "dz:mn w:kn >dx:mk", "dx = dz W^T"),
+    declare("activation_forward", "z:mn >y:mn", "y = g(z)", rule="activation"),
+    declare("activation_backward", "dy:mn z:mn y:mn >dz:mn", "dz = dy * g'(z, y)", rule="activation"),
     # -- rows
-    _op("softmax_forward", "z:mn >y:mn", "y = exp(z - max z) / sum exp(z - max z), row by row"),
-    _op("softmax_backward", "dy:mn y:mn >dz:mn", "dz = y * (dy - sum(dy * y)), row by row"),
+    declare("softmax_forward", "z:mn >y:mn", "y = exp(z - max z) / sum exp(z - max z), row by row"),
+    declare("softmax_backward", "dy:mn y:mn >dz:mn", "dz = y * (dy - sum(dy * y)), row by row"),
     # -- batch norm, biased variance in the batch, unbiased in the running statistics
-    _op("batch_norm_forward",
+    declare("batch_norm_forward",
         "x:mn gamma:n beta:n +running_mean:n +running_var:n >mean:n >rstd:n >y:mn",
         "y = gamma (x - mean) rstd + beta; running = momentum * running + (1 - momentum) * batch",
         scalars="momentum epsilon"),
-    _op("batch_norm_inference", "x:mn gamma:n beta:n running_mean:n running_var:n >y:mn",
+    declare("batch_norm_inference", "x:mn gamma:n beta:n running_mean:n running_var:n >y:mn",
         "y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta", scalars="epsilon"),
-    _op("batch_norm_backward", "dy:mn x:mn gamma:n mean:n rstd:n >dx:mn >dgamma:n >dbeta:n",
+    declare("batch_norm_backward", "dy:mn x:mn gamma:n mean:n rstd:n >dx:mn >dgamma:n >dbeta:n",
         "dbeta = sum dy; dgamma = sum dy xhat; dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)"),
     # -- dropout: Philox, counter (column // 4, row, step, layer), key = seed; kept if the word >= rate 2^32
-    _op("dropout", "x:mn seed:Q[i] step:Q[i] >y:mn",
+    declare("dropout", "x:mn seed:Q[i] step:Q[i] >y:mn",
         "y = keep * x / (1 - rate); the backward pass is the same instruction on the gradient",
         scalars="rate layer"),
     # -- losses: per-sample loss, and the gradient of its mean over the batch, 1/m included
-    _op("softmax_cross_entropy", "z:mn labels:m[i] weight?:m >loss:m >dz?:mn",
+    declare("softmax_cross_entropy", "z:mn labels:m[i] weight?:m >loss:m >dz?:mn",
         "loss = log sum exp z - z[label]; dz = weight (softmax z - onehot) / m"),
-    _op("softmax_cross_entropy_dense", "z:mn target:mn weight?:m >loss:m >dz?:mn",
+    declare("softmax_cross_entropy_dense", "z:mn target:mn weight?:m >loss:m >dz?:mn",
         "loss = sum_j t_j (log sum exp z - z_j); dz = weight (softmax(z) sum t - t) / m"),
-    _op("elementwise_loss", "p:mn target:mn weight?:m >loss:m >dp?:mn",
+    declare("elementwise_loss", "p:mn target:mn weight?:m >loss:m >dp?:mn",
         "loss = reduce_j L(p_j, t_j); dp = weight L'(p, t) / m, / n too where mean != 0",
         scalars="mean", rule="loss"),
     # -- metrics: one value a row, and their mean into a history
-    _op("categorical_accuracy", "score:mn labels:m[i] >hit:m", "hit = 1 where argmax score = label; the first maximum"),
-    _op("categorical_accuracy_dense", "score:mn target:mn >hit:m", "hit = 1 where argmax score = argmax target"),
-    _op("binary_accuracy", "score:mn target:mn >hit:m",
+    declare("categorical_accuracy", "score:mn labels:m[i] >hit:m",
+        "hit = 1 where argmax score = label; the first maximum"),
+    declare("categorical_accuracy_dense", "score:mn target:mn >hit:m", "hit = 1 where argmax score = argmax target"),
+    declare("binary_accuracy", "score:mn target:mn >hit:m",
         "hit = mean_j of [score_j > threshold] = [target_j > 1/2]", scalars="threshold"),
-    _op("record", "value:m +history:H[d]", "history[index] = mean over rows of value, in float64"),
+    declare("record", "value:m +history:H[d]", "history[index] = mean over rows of value, in float64"),
     # -- optimizer, over all parameters at once; uniforms[0] scales the gradient
-    _op("optimizer_begin", "hyper:K[d] +step:Q[i] >uniforms:U",
+    declare("optimizer_begin", "hyper:K[d] +step:Q[i] >uniforms:U",
         "step += 1; the expressions of the hyper-parameters alone, in float64", rule="optimizer"),
-    _op("clip_by_global_norm", "g:P hyper:K[d] +uniforms:U",
+    declare("clip_by_global_norm", "g:P hyper:K[d] +uniforms:U",
         "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1"),
-    _op("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
+    declare("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
         rule="optimizer"),
 ]
 # fmt: on
@@ -123,8 +132,8 @@ class Instruction:
 
     __slots__ = ("op", "operands", "rule", "scalars")
 
-    def __init__(self, op: str, operands: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> None:
-        self.op = OPS[op]
+    def __init__(self, op: str | Op, operands: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> None:
+        self.op = OPS[op] if isinstance(op, str) else op
         self.operands = tuple(operands)
         self.rule = rule
         self.scalars = tuple(float(s) for s in scalars)
@@ -165,7 +174,7 @@ class Instruction:
 
     @staticmethod
     def _expected(spec: Operand, sizes: dict[str, tuple[int, str]]) -> str:
-        words = [str(sizes[d][0]) if d in sizes and sizes[d][0] != ROWS else d for d in spec.dims]
+        words = [str(sizes[d][0]) if d in sizes and sizes[d][0] >= 0 else d for d in spec.dims]
         return "(" + ", ".join(words).replace("m", "rows") + ("," if len(words) == 1 else "") + ")"
 
     @property
@@ -179,7 +188,7 @@ class Instruction:
     def __str__(self) -> str:
         def show(value: Any) -> str:
             name = getattr(value, "name", "array")
-            return f"{name}({', '.join('rows' if s == ROWS else str(s) for s in value.shape)})"
+            return f"{name}({', '.join(_SYMBOLS.get(s, str(s)) for s in value.shape)})"
 
         read: list[str] = []
         written: list[str] = []

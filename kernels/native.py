@@ -53,6 +53,15 @@ def _views(dtype: Any) -> dict[int, Any]:
 
 # dtype -> {dimensions: function (address, *shape) -> array}
 VIEWS = {np.dtype(d): _views(d) for d in (np.float32, np.float64, np.int64)}
+view_bytes = _views(np.int8)[1]
+view_words = VIEWS[np.dtype(np.int64)][1]
+view_double = VIEWS[np.dtype(np.float64)][1]
+view_bits = _views(np.uint32)[1]
+
+
+def view(address: int, n: int) -> Any:
+    """``n`` numbers of the model's dtype at ``address``; stands for the view of its dtype in the bodies of kernels."""
+    raise RuntimeError("view() is replaced when a kernel is compiled")
 
 
 def _call(result: str, parameters: str) -> Any:
@@ -76,6 +85,8 @@ call_entry = _call("v", "ii")  # an instruction: (row, context)
 call_value = _call("v", "iii")  # activation value: (z, y, n)
 call_slope = _call("v", "iiiii")  # activation derivative: (dy, z, y, dz, n)
 call_loss = _call("d", "iiiid")  # loss: (p, y, d, n, scale) -> sum
+call_panel = _call("v", "i" * 12)  # a panel of a matrix product: see cpu/microkernel.py
+call_pack = _call("v", "iiiii")  # (source, row, target, k, columns)
 call_update = _call("v", "iiiiii")  # optimizer: (w, g, slots, stride, uniforms, n)
 
 

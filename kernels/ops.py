@@ -26,10 +26,10 @@ class _Cpu:
         return np.ascontiguousarray(array, dtype)
 
     @staticmethod
-    def run(instruction: Instruction, **context: int) -> None:
+    def run(op: str, operands: list[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         from .cpu import engine
 
-        engine.execute(instruction, **context)
+        engine.execute(op, operands, rule, scalars)
 
 
 def _backend(*arrays: Any) -> Any:
@@ -56,9 +56,10 @@ def _float(name: str, array: Any, backend: Any) -> Any:
 
 
 def _run(backend: Any, op: str, operands: list[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
-    instruction = Instruction(op, operands, rule, scalars)
-    if all(a is None or a.size for a in operands[:1]):  # zero rows: there is nothing to do
-        backend.run(instruction)
+    if operands[0].size:
+        backend.run(op, operands, rule, scalars)
+    else:  # zero rows: there is nothing to do, if they fit
+        Instruction(op, operands, rule, scalars)
 
 
 def _matrix(name: str, array: Any) -> None:
@@ -319,9 +320,10 @@ def optimizer_update(
     gradient = _float("g", g, backend).ravel()
     if not w.size:
         return
-    backend.run(Instruction("optimizer_begin", [hyper, count, uniforms], rule))
-    backend.run(Instruction("clip_by_global_norm", [gradient, hyper, uniforms]))
-    backend.run(Instruction("optimizer_update", [w.ravel(), gradient, state, uniforms], rule))
+    backend.run("optimizer_begin", [hyper, count, uniforms], rule)
+    if clip_norm > 0:
+        backend.run("clip_by_global_norm", [gradient, hyper, uniforms])
+    backend.run("optimizer_update", [w.ravel(), gradient, state, uniforms], rule)
     for row, slot in zip(state, slots, strict=True):
         slot[...] = row.reshape(slot.shape)
 

@@ -1,223 +1,82 @@
-"""The CPU engine: a program as a table of numbers, run by one native call.
+"""The CPU engine: a program, or a single instruction, as a table of steps that one native call runs.
 
-A row of the table is an instruction: word 0 the address of its compiled entry, then for every operand its address
-and sizes, then the address of its rule, then its scalars. The interpreter knows no instruction; nothing is compiled
-for a model. A size of -1 is the number of rows of the mini-batch, which is in the context.
+A run of a list takes as many threads as its work is worth and the pool grants; results do not depend on their number,
+bit for bit, because sums over a mini-batch are cut into the same chunks for all (see steps.py).
 """
 
 from __future__ import annotations
 
-import inspect
-import struct
-import types as python_types
+import contextlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
-from numba.core import config
 
-from .. import compile as compiler
-from .. import mathfn
-from ..instructions import ROWS, Instruction, Op
-from ..native import VIEWS, call_entry, float_of_bits
-from ..program import ALIGNMENT, Buffer, Program
-from . import dense, dropout, norm, rowwise, update
-
-WORDS = 48  # of a row; the longest instruction (batch norm) takes 30
-CONTEXT = 8  # words: rows, start, index
-_ROWS, _START, _INDEX = range(3)
-_ENTRY_SIGNATURE = types.void(types.int64, types.int64)
-_DTYPES = {"i": np.dtype(np.int64), "d": np.dtype(np.float64)}
+from ..instructions import Instruction
+from ..program import Buffer, Program
+from . import table
+from .interpreter import Workspace, aligned, entry_point, work, work_many
+from .prepared import Prepared, checking, run_checked
+from .steps import chunk_count
+from .table import Table, steps_of
+from .threads import get_num_threads, pool, run
 
 
-def body_of(op: str) -> Any:
-    """The plain Python function that an instruction runs; it reads like its formula."""
-    for module in (dense, rowwise, norm, update, dropout):
-        body = getattr(module, op, None)
-        if body is not None:
-            return body
-    raise LookupError(f"the CPU engine has no instruction {op!r}")
+class _Prepared(threading.local):
+    """The instructions a Python thread has prepared: two threads may run the same one at once, each with its own."""
+
+    def __init__(self) -> None:
+        self.found: dict[Any, tuple[Prepared, Any]] = {}
 
 
-# ------------------------------------------------------------------------------------------- compiled entries
-
-_specialised: dict[tuple[Any, np.dtype], Any] = {}
-_entries: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+_MOST_PREPARED = 1024
+_local = _Prepared()
 
 
-def _specialise(function: Any, dtype: np.dtype) -> Any:
-    """``function`` with the mathematics of ``dtype`` and with its helpers compiled along with it."""
-    key = (function, dtype)
-    if key not in _specialised:
-        scope = dict(function.__globals__)
-        for name in function.__code__.co_names:
-            value = scope.get(name)
-            math_name = mathfn.name_of(value)
-            if math_name is not None:
-                scope[name] = mathfn.cpu(math_name, dtype)
-            elif isinstance(value, python_types.FunctionType) and value.__module__.startswith("dlcore.kernels"):
-                scope[name] = compiler.CPU.inline(_specialise(value, dtype))
-        clone = python_types.FunctionType(function.__code__, scope, function.__name__)
-        clone.__module__ = function.__module__
-        clone.__qualname__ = f"{function.__name__}_{dtype.name}"
-        _specialised[key] = clone
-    return _specialised[key]
-
-
-def _entry_text(op: Op, arguments: Sequence[str], name: str) -> str:
-    """An entry: the words of a row as arrays and numbers, then the call of the body."""
-    lines = [
-        f"def {name}(row_, context_):",
-        f"    row = words(row_, {WORDS})",
-        f"    context = words(context_, {CONTEXT})",
+def _prepare(example: Instruction) -> Prepared:
+    """The instruction for arrays of the shapes and dtypes of an example."""
+    operands = [
+        None if a is None else Buffer(spec.name, tuple(a.shape), np.dtype(a.dtype), "operand", k)
+        for k, (spec, a) in enumerate(zip(example.op.operands, example.operands, strict=True))
     ]
-    word = 1
-    for operand in op.operands:
-        sizes = []
-        for axis, letter in enumerate(operand.dims):
-            at = word + 1 + axis
-            # a missing operand has address 0, and no rows
-            sizes.append(f"(context[0] if row[{at}] == -1 else row[{at}])" if letter == "m" else f"row[{at}]")
-        lines.append(f"    {operand.name} = view_{operand.dtype}{len(operand.dims)}(row[{word}], {', '.join(sizes)})")
-        word += 1 + len(operand.dims)
-    lines.append(f"    rule = row[{word}]")
-    word += 1
-    for scalar in op.scalars:
-        lines.append(f"    {scalar} = real(row[{word}])")
-        word += 1
-    lines += ["    start = context[1]", "    index = context[2]"]
-    lines.append(f"    body({', '.join(arguments)})")
-    return "\n".join(lines)
+    sizes = [
+        a.shape[0]
+        for spec, a in zip(example.op.operands, example.operands, strict=True)
+        if a is not None and spec.dims[0] == "m"
+    ]
+    steps = steps_of([Instruction(example.op, operands, example.rule, example.scalars)])
+    return Prepared(steps, [o for o in operands if o is not None], max(sizes, default=0), lambda operand: None)
 
 
-def _entry(instruction: Instruction) -> tuple[Any, Any]:
-    """The compiled entry of an instruction, as a C function, and its Python source."""
-    op, dtype = instruction.op, instruction.dtype
-    rule = instruction.rule if op.name == "optimizer_begin" else None
-    key = (op.name, dtype, (rule.main, tuple(rule.parameters), rule.decoupled) if rule else None)
-    if key not in _entries:
-        name = f"{op.name}_{dtype.name}" + (f"_{rule.name}" if rule else "")
-        scope: dict[str, Any] = {"words": VIEWS[np.dtype(np.int64)][1], "real": float_of_bits}
-        for letter, kind in (("f", dtype), *_DTYPES.items()):
-            for dimensions, view in VIEWS[kind].items():
-                scope[f"view_{letter}{dimensions}"] = view
-        meaning = ""
-        if rule is not None:
-            text, uniforms = compiler.begin(rule, dtype)
-            body = compiler.make(text, op.name, {"uniforms": compiler.CPU.inline(uniforms.function), "np": np})
-            arguments = ["hyper", "step", "uniforms"]
-            meaning = text + uniforms.text
+def execute(op: str, operands: Sequence[np.ndarray | None], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+    """Run one instruction on its arrays, which must be C-contiguous.
+
+    What depends on shapes, dtypes, rule and scalars alone is checked and prepared once. Raises
+    :class:`~dlcore.kernels.instructions.ShapeError` where operands do not fit.
+    """
+    key: list[Any] = [op, id(rule), scalars]
+    arrays = []
+    for a in operands:
+        if a is None:
+            key.append(None)
         else:
-            body = _specialise(body_of(op.name), dtype)
-            arguments = list(inspect.signature(body_of(op.name)).parameters)
-        scope["body"] = compiler.CPU.inline(body)
-        function = compiler.make(_entry_text(op, arguments, name), name, scope, meaning)
-        _entries[key] = (compiler.callback(function, _ENTRY_SIGNATURE), function)
-    return _entries[key]
-
-
-_INTERPRETER = """
-def interpreter(table, rows_, context, steps, batch, samples, first):
-    address = context.ctypes.data
-    for step in range(steps):
-        start = (first + step) * batch
-        context[0] = min(batch, samples - start)
-        context[1] = start
-        context[2] = first + step
-        for i in range(table.shape[0]):
-            call(table[i, 0], rows_ + 8 * table.shape[1] * i, address)
-"""
-_interpreter: Any = None
-
-
-def _run(table: np.ndarray, context: np.ndarray, steps: int, batch: int, samples: int, first: int) -> None:
-    global _interpreter
-    if _interpreter is None:
-        function = compiler.make(_INTERPRETER, "interpreter", {"call": call_entry})
-        i64 = types.int64
-        array = types.Array(i64, 2, "C"), i64, types.Array(i64, 1, "C"), i64, i64, i64, i64
-        _interpreter = compiler.native(function, types.void(*array))
-    _interpreter(table, table.ctypes.data, context, steps, batch, samples, first)
-
-
-# --------------------------------------------------------------------------------------------------- assembly
-
-_PART = {"activation": {"dense_forward": "value", "activation_forward": "value"}, "loss": {}, "optimizer": {}}
-_DEFAULT_PART = {"activation": "slope", "loss": "loss", "optimizer": "update"}
-
-
-def _rule_address(instruction: Instruction) -> int:
-    rule = instruction.rule
-    if rule is None or instruction.op.name == "optimizer_begin":
-        return 0
-    part = _PART[rule.kind].get(instruction.op.name, _DEFAULT_PART[rule.kind])
-    return int(compiler.strip(rule, part, instruction.dtype).address or 0)
-
-
-def _checking() -> bool:
-    """Whether NUMBA_BOUNDSCHECK asks for every index to be checked; entries then run one by one from Python."""
-    return bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
-
-
-def _bits(value: float) -> int:
-    return struct.unpack("<q", struct.pack("<d", value))[0]
-
-
-def assemble(instruction: Instruction, arrays: Sequence[np.ndarray | None], row: np.ndarray) -> None:
-    """Write ``instruction`` on ``arrays`` into ``row``."""
-    row[0] = _entry(instruction)[0].address
-    word = 1
-    for spec, value, array in zip(instruction.op.operands, instruction.operands, arrays, strict=True):
-        if array is not None:
-            row[word] = array.ctypes.data
-            for axis, letter in enumerate(spec.dims):
-                symbolic = letter == "m" and value.shape[axis] == ROWS
-                row[word + 1 + axis] = ROWS if symbolic else array.shape[axis]
-        word += 1 + len(spec.dims)
-    row[word] = _rule_address(instruction)
-    for k, scalar in enumerate(instruction.scalars):
-        row[word + 1 + k] = _bits(scalar)
-
-
-def execute(instruction: Instruction, start: int = 0, index: int = 0) -> None:
-    """Run one instruction on its arrays, which must be C-contiguous."""
-    table = np.zeros((1, WORDS), np.int64)
-    assemble(instruction, instruction.operands, table[0])
-    context = np.zeros(CONTEXT, np.int64)
-    context[_START], context[_INDEX] = start, index
-    if _checking():
-        _entry_checked(instruction)(table[0].ctypes.data, context.ctypes.data)
-    else:
-        # one step whose rows are those of the arrays: no size in the row is symbolic
-        _one(table, context)
-
-
-def _one(table: np.ndarray, context: np.ndarray) -> None:
-    global _single
-    if _single is None:
-        text = "def single(row_, context_):\n    call(first(row_, 1)[0], row_, context_)\n"
-        function = compiler.make(text, "single", {"call": call_entry, "first": VIEWS[np.dtype(np.int64)][1]})
-        _single = compiler.native(function, types.void(types.int64, types.int64))
-    _single(table.ctypes.data, context.ctypes.data)
-
-
-_single: Any = None
-_checked: dict[Any, Any] = {}
-
-
-def _entry_checked(instruction: Instruction) -> Any:
-    """The entry as a dispatcher, which raises: an exception inside a C function would be swallowed."""
-    function = _entry(instruction)[1]
-    if function not in _checked:
-        _checked[function] = compiler.native(function, _ENTRY_SIGNATURE)
-    return _checked[function]
+            key += (a.shape, a.dtype)
+            arrays.append(a)
+    found = _local.found.get(tuple(key))
+    if found is None:
+        if len(_local.found) >= _MOST_PREPARED:
+            _local.found.clear()
+        # the rule is kept with it: its identity is in the key
+        found = _local.found[tuple(key)] = _prepare(Instruction(op, operands, rule, scalars)), rule
+    found[0](*arrays)
 
 
 class Engine:
     """Runs a :class:`~dlcore.kernels.program.Program` on the CPU, in one arena of memory.
 
-    ``rows`` is the largest mini-batch there is room for; :meth:`reserve` makes more room.
+    ``rows`` is the largest mini-batch there is room for; :meth:`reserve` makes more room. One thread at a time may
+    run it; others wait.
     """
 
     device = "cpu"
@@ -225,11 +84,14 @@ class Engine:
     def __init__(self, program: Program, rows: int) -> None:
         self.program = program
         self.rows = 0
-        self._memory = np.zeros(0, np.uint8)
+        self.memory = np.zeros(0, np.uint8)
         self._views: dict[Buffer, np.ndarray] = {}
-        self._tables: dict[str, np.ndarray] = {}
+        self._steps: dict[str, list[Instruction]] = {}
+        self._tables: dict[tuple[str, int], Table] = {}
+        self._workspaces: dict[int, Workspace] = {}
+        self._estimates: dict[tuple[str, int], float] = {}
         self._externs: dict[str, np.ndarray] = {}
-        self._context = np.zeros(CONTEXT, np.int64)
+        self.lock = threading.RLock()
         self.reserve(rows)
 
     def reserve(self, rows: int) -> None:
@@ -237,18 +99,17 @@ class Engine:
         if rows <= self.rows:
             return
         _, work, total = self.program.layout(rows)
-        memory = np.zeros(total + ALIGNMENT, np.uint8)
-        memory = memory[-memory.ctypes.data % ALIGNMENT :][:total]
+        memory = aligned(total)
         if self.rows:
-            memory[:work] = self._memory[:work]
-        self._memory, self.rows = memory, rows
+            memory[:work] = self.memory[:work]
+        self.memory, self.rows = memory, rows
         self._views = self.program.views(memory, rows)
         self._tables.clear()
 
     @property
     def nbytes(self) -> int:
         """The size of the arena."""
-        return self._memory.nbytes
+        return self.memory.nbytes
 
     def array(self, buffer: Buffer) -> np.ndarray:
         """The memory of ``buffer`` as an array; it is the engine's, not a copy."""
@@ -267,25 +128,59 @@ class Engine:
         for name, array in arrays.items():
             self.program.check_binding(name, array)
             self._externs[name] = array
-        self._tables.clear()
+            for plan in self._tables.values():
+                plan.point(self.program.externs[name], array)
 
     def fetch(self, name: str) -> np.ndarray:
         """The array bound to ``name``, with what was written into it."""
         return self._externs[name]
 
-    def _array(self, operand: Any) -> np.ndarray | None:
-        if operand is None:
-            return None
-        return self._externs[operand.name] if operand.region == "extern" else self._views[operand]
+    def _steps_of(self, name: str) -> list[Instruction]:
+        if name not in self._steps:
+            self._steps[name] = steps_of(self.program.lists[name], self.program)
+        return self._steps[name]
 
-    def _table(self, name: str) -> np.ndarray:
-        if name not in self._tables:
-            instructions = self.program.lists[name]
-            table = np.zeros((len(instructions), WORDS), np.int64)
-            for instruction, row in zip(instructions, table, strict=True):
-                assemble(instruction, [self._array(o) for o in instruction.operands], row)
-            self._tables[name] = table
-        return self._tables[name]
+    def _table(self, name: str, batch: int, threads: int) -> Table:
+        """The table of a list; one for all numbers of threads that have a chunk of rows each."""
+        few = threads if chunk_count(batch) < threads else 1
+        key = name, few
+        if key not in self._tables:
+            plan = Table(self._steps_of(name), self._views.get, self.rows, batch, few)
+            for extern, array in self._externs.items():
+                plan.point(self.program.externs[extern], array)
+            self._tables[key] = plan
+        return self._tables[key]
+
+    def _workspace(self, threads: int, scratch: int) -> Workspace:
+        found = self._workspaces.get(threads)
+        if found is None or found.scratch < scratch:
+            found = self._workspaces[threads] = Workspace(threads, scratch)
+        return found
+
+    def _threads(self, name: str, batch: int) -> int:
+        """How many threads a mini-batch of the list is worth."""
+        key = name, batch
+        if key not in self._estimates:
+            self._estimates[key] = table.seconds(self._steps_of(name), batch)
+        return table.worthwhile_threads(self._estimates[key], get_num_threads())
+
+    def _job(self, name: str, steps: int, batch: int, samples: int, first: int, threads: int) -> Workspace:
+        """A workspace with the job of a run in it."""
+        plan = self._table(name, batch, threads)
+        workspace = self._workspace(threads, plan.scratch)
+        workspace.describe(plan, steps, batch, samples, first, threads)
+        return workspace
+
+    def prepare(self, name: str, batch: int, given: Sequence[str], **arrays: np.ndarray) -> Prepared:
+        """List ``name`` for one mini-batch of ``batch`` rows, to be called with the arrays of the externs ``given``.
+
+        The other externs are bound to ``arrays``. It is valid as long as :attr:`memory` stays what it is.
+        """
+        for extern, array in arrays.items():
+            self.program.check_binding(extern, array)
+        fixed: dict[Any, np.ndarray] = {self.program.externs[extern]: array for extern, array in arrays.items()}
+        operands = [self.program.externs[extern] for extern in given]
+        return Prepared(self._steps_of(name), operands, batch, (self._views | fixed).get)
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.
@@ -293,12 +188,36 @@ class Engine:
         Mini-batch ``i`` takes ``order[i * batch : (i + 1) * batch]``; the last may be smaller.
         """
         self.program.check_run(steps, batch, samples, first, self.rows)
-        table = self._table(name)
-        if not _checking():
-            _run(table, self._context, steps, batch, samples, first)
-            return
-        context = self._context
-        for index in range(first, first + steps):
-            context[:3] = min(batch, samples - index * batch), index * batch, index
-            for instruction, row in zip(self.program.lists[name], table, strict=True):
-                _entry_checked(instruction)(row.ctypes.data, context.ctypes.data)
+        rows = min(batch, samples)
+        with self.lock:
+            if checking():
+                workspace = self._job(name, steps, batch, samples, first, 1)
+                run_checked(self._table(name, batch, 1), workspace, steps, batch, samples, first)
+                return
+            with pool(self._threads(name, rows)) as granted:
+                workspace = self._job(name, steps, batch, samples, first, granted)
+                run(entry_point(work), workspace.job_address, granted)
+
+
+def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
+    """:meth:`Engine.run` for many engines in one native call, each on one thread: whole models are shared out.
+
+    The results are those of running them one after the other, bit for bit. Waits for engines that are running.
+    """
+    if checking() or len(engines) == 1:
+        for engine in engines:
+            engine.run(name, steps, batch, samples, first)
+        return
+    distinct = sorted(set(engines), key=id)  # taken in one order, two calls cannot wait for each other
+    if len(distinct) != len(engines):
+        raise ValueError("engines holds one engine more than once")
+    with contextlib.ExitStack() as stack:
+        for engine in distinct:
+            stack.enter_context(engine.lock)
+        jobs = np.empty(2 + len(engines), np.int64)
+        jobs[:2] = 0, len(engines)
+        for k, engine in enumerate(engines):
+            engine.program.check_run(steps, batch, samples, first, engine.rows)
+            jobs[2 + k] = engine._job(name, steps, batch, samples, first, 1).job_address
+        with pool(min(len(engines), get_num_threads())) as granted:
+            run(entry_point(work_many), jobs.ctypes.data, granted)

@@ -1,78 +1,95 @@
-"""Matrix products on the CPU: ``x W``, ``x^T dz`` and ``dz W^T``.
+"""Matrix products on the CPU, blocked for the caches around the tiles of microkernel.py.
 
-Memory contract: the result is overwritten, never accumulated into; all arrays are C-contiguous. Sums run over the
-inner index in ascending order, four terms at a time, so that a result repeats bit for bit.
+Memory contract: the result is overwritten. Everything here is on addresses and strides in bytes; shapes were checked
+when the instruction was made. Sums run over the inner index in ascending order in blocks of ``DEPTH``, whatever the
+share of rows or columns a thread has, so that a result repeats bit for bit for every number of threads.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from ..native import call_pack, call_panel, view_bytes
+from .microkernel import VECTORS, vector_bytes
+
+_VECTOR = vector_bytes()
+DEPTH = 256  # of the inner index: a packed panel of B takes 48 KiB, a block of A 256 KiB
+_ROWS = 256  # of A that pass over a panel of B while it is in the L2 cache
+_WORTH_PACKING = 64  # rows; a copy of B costs about as much as four rows of tiles
 
 
-def multiply(x, w, y):
-    """``y = x w`` with ``x (m, k)``, ``w (k, n)``, ``y (m, n)``."""
-    m, k = x.shape
-    n = w.shape[1]
-    for i in range(m):
-        row = y[i]
-        row[:] = 0
-        j = 0
-        while j + 4 <= k:
-            a0 = x[i, j]
-            a1 = x[i, j + 1]
-            a2 = x[i, j + 2]
-            a3 = x[i, j + 3]
-            w0 = w[j]
-            w1 = w[j + 1]
-            w2 = w[j + 2]
-            w3 = w[j + 3]
-            for c in range(n):
-                row[c] = row[c] + a0 * w0[c] + a1 * w1[c] + a2 * w2[c] + a3 * w3[c]
-            j += 4
-        while j < k:
-            a0 = x[i, j]
-            w0 = w[j]
-            for c in range(n):
-                row[c] += a0 * w0[c]
-            j += 1
+def panel_columns(left, lanes):
+    """How many of the ``left`` columns the next panel takes: three vectors, or two where that avoids a thin rest."""
+    if left <= 3 * lanes:
+        return left
+    return 3 * lanes if left > 4 * lanes else 2 * lanes
 
 
-def multiply_transposed_left(x, dz, dw):
-    """``dw = x^T dz`` with ``x (m, k)``, ``dz (m, n)``, ``dw (k, n)``."""
-    m, k = x.shape
-    n = dz.shape[1]
-    for j in range(k):
-        row = dw[j]
-        row[:] = 0
-        i = 0
-        while i + 4 <= m:
-            a0 = x[i, j]
-            a1 = x[i + 1, j]
-            a2 = x[i + 2, j]
-            a3 = x[i + 3, j]
-            d0 = dz[i]
-            d1 = dz[i + 1]
-            d2 = dz[i + 2]
-            d3 = dz[i + 3]
-            for c in range(n):
-                row[c] = row[c] + a0 * d0[c] + a1 * d1[c] + a2 * d2[c] + a3 * d3[c]
-            i += 4
-        while i < m:
-            a0 = x[i, j]
-            d0 = dz[i]
-            for c in range(n):
-                row[c] += a0 * d0[c]
-            i += 1
+SCRATCH = DEPTH * VECTORS * _VECTOR  # bytes a thread needs for a packed panel
 
 
-def transposed(w):
-    """A C-contiguous copy of ``w^T``, in tiles that stay in the cache."""
-    k, n = w.shape
-    result = np.empty((n, k), w.dtype)
-    tile = 16
-    for j0 in range(0, k, tile):
-        for c0 in range(0, n, tile):
-            for j in range(j0, min(k, j0 + tile)):
-                for c in range(c0, min(n, c0 + tile)):
-                    result[c, j] = w[j, c]
-    return result
+def block_rows(n):
+    """Rows of ``n`` columns that an activation passes over while they are in the L2 cache."""
+    return max(32, min(_ROWS, 65536 // n // 8 * 8))
+
+
+def slab_rows(n):
+    """Rows of a weight gradient of ``n`` columns that are finished, and passed to the optimizer, at once."""
+    return 64 if n <= 256 else 32
+
+
+def column_share(n, size, thread, threads):
+    """First and last column of a thread's part: whole panels of three vectors."""
+    width = 3 * _VECTOR // size
+    count = (n + width - 1) // width
+    return count * thread // threads * width, min(n, count * (thread + 1) // threads * width)
+
+
+def product(kernels, pack, scratch, size, a, a_row, a_step, b, b_row, c, c_row, m, k, n, bias):
+    """``C (m, n) = A B + bias``; rows of ``A`` and of ``C`` lie ``a_row`` and ``c_row`` bytes apart.
+
+    ``B (k, n)`` has its rows ``b_row`` apart; where ``pack`` is not 0 it is ``B^T`` that has, and panels of it are
+    transposed on the way into ``scratch``. ``bias`` is an address, or 0.
+    """
+    lanes = _VECTOR // size
+    for i in range(0, m, _ROWS):
+        rows = min(_ROWS, m - i)
+        for p in range(0, k, DEPTH):
+            depth = min(DEPTH, k - p)
+            j = 0
+            while j < n:
+                columns = panel_columns(n - j, lanes)
+                vectors = (columns + lanes - 1) // lanes
+                tail = columns % lanes
+                source = b + p * b_row + j * size
+                step = b_row
+                if pack != 0:
+                    step = 3 * _VECTOR
+                    call_pack(pack, b + j * b_row + p * size, b_row, scratch, depth, columns)
+                    source = scratch
+                elif m >= _WORTH_PACKING:
+                    step = vectors * _VECTOR
+                    copy_panel(source, b_row, scratch, step, depth, columns * size)
+                    source = scratch
+                kernel = kernels[vectors - 1]
+                if tail > 0:
+                    kernel = kernels[vectors + 2]
+                add = 0
+                if bias != 0 and p + depth == k:
+                    add = bias + j * size
+                first = a + i * a_row + p * a_step
+                result = c + i * c_row + j * size
+                call_panel(kernel, first, a_row, a_step, source, step, result, c_row, rows, depth, p, add, tail)
+                j += columns
+
+
+def copy_panel(source, row, target, step, k, width):
+    """``k`` runs of ``width`` bytes, ``row`` bytes apart, to runs ``step`` bytes apart."""
+    for p in range(k):
+        copy_bytes(source + p * row, target + p * step, width)
+
+
+def copy_bytes(source, target, width):
+    """``width`` bytes that do not overlap."""
+    line = view_bytes(source, width)
+    copy = view_bytes(target, width)
+    for i in range(line.size):
+        copy[i] = line[i]

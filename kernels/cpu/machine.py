@@ -15,7 +15,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
+
+intrinsic: Any = _intrinsic  # its type hints count the typing context among the arguments
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64", "ARM64")
@@ -144,9 +146,9 @@ def cycle_counter(typing_context):
     return types.int64(), codegen
 
 
-def _futex(builder: Any, operation: int, address: Any, value: Any, timeout: Any) -> Any:
+def _futex(builder: Any, operation: int, address: Any, *value_and_timeout: Any) -> Any:
     zero = _int(0)
-    words = (_int(_FUTEX_CALL), address, _int(operation), value, timeout, zero, zero)
+    words = (_int(_FUTEX_CALL), address, _int(operation), *value_and_timeout, zero, zero)
     return _call(builder, "syscall", _I64, *words, var_arg=True)
 
 

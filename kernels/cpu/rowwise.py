@@ -48,27 +48,42 @@ def softmax_backward(dy, y, dz):
             dz[i, j] = y[i, j] * (dy[i, j] - shift)
 
 
-def softmax_cross_entropy(z, labels, weight, loss, dz):
-    """``loss = log sum exp z - z[label]``, ``dz = weight (softmax z - onehot) / m``."""
+def softmax_cross_entropy(rows, z, labels, weight, loss, dz):
+    """``loss = log sum exp z - z[label]``, ``dz = weight (softmax z - onehot) / m``.
+
+    The exponentials are taken of all rows at once: rows of ten classes are too short for full vectors.
+    """
     m = z.shape[0]
+    number = z.dtype.type
+    if dz.size > 0:
+        for i in range(m):
+            row = z[i]
+            out = dz[i]
+            peak = _peak(row)
+            loss[i] = peak - row[labels[i]]
+            for j in range(row.size):
+                out[j] = row[j] - peak
+        flat = dz.reshape(dz.size)
+        for k in range(flat.size):
+            flat[k] = exp(flat[k])
     for i in range(m):
         row = z[i]
-        peak = _peak(row)
-        label = labels[i]
         w = 1.0
         if weight.size > 0:
             w = float(weight[i])
         if dz.size > 0:
-            _exponentials(row, dz[i])
-            total = _sum(dz[i])
-            _scale(dz[i], z.dtype.type(w / (total * m)))
-            dz[i, label] -= z.dtype.type(w / m)
+            out = dz[i]
+            total = _sum(out)
+            _scale(out, number(w / (total * rows)))
+            out[labels[i]] -= number(w / rows)
+            loss[i] = number(w * (math.log(total) + float(loss[i])))
         else:
+            peak = _peak(row)
             total = _sum_of_exponentials(row, peak)
-        loss[i] = z.dtype.type(w * (math.log(total) + float(peak) - float(row[label])))
+            loss[i] = number(w * (math.log(total) + float(peak) - float(row[labels[i]])))
 
 
-def softmax_cross_entropy_dense(z, target, weight, loss, dz):
+def softmax_cross_entropy_dense(rows, z, target, weight, loss, dz):
     """``loss = sum_j t_j (log sum exp z - z_j)``, ``dz = weight (softmax(z) sum t - t) / m``."""
     m, n = z.shape
     for i in range(m):
@@ -87,8 +102,8 @@ def softmax_cross_entropy_dense(z, target, weight, loss, dz):
         if dz.size > 0:
             _exponentials(row, dz[i])
             total = _sum(dz[i])
-            _scale(dz[i], z.dtype.type(mass * w / (total * m)))
-            share = z.dtype.type(w / m)
+            _scale(dz[i], z.dtype.type(mass * w / (total * rows)))
+            share = z.dtype.type(w / rows)
             for j in range(n):
                 dz[i, j] -= share * target[i, j]
         else:
@@ -96,7 +111,7 @@ def softmax_cross_entropy_dense(z, target, weight, loss, dz):
         loss[i] = z.dtype.type(w * (mass * math.log(total) - dot))
 
 
-def elementwise_loss(rule, p, target, weight, loss, dp, mean):
+def elementwise_loss(rule, rows, p, target, weight, loss, dp, mean):
     """Per row the sum or mean of ``L(p, t)``; ``dp = weight L'(p, t) / m``, divided by n too for the mean."""
     m, n = p.shape
     share = 1.0
@@ -109,7 +124,7 @@ def elementwise_loss(rule, p, target, weight, loss, dp, mean):
         gradient = 0
         if dp.size > 0:
             gradient = dp[i].ctypes.data
-        loss[i] = w * call_loss(rule, p[i].ctypes.data, target[i].ctypes.data, gradient, n, w / m)
+        loss[i] = w * call_loss(rule, p[i].ctypes.data, target[i].ctypes.data, gradient, n, w / rows)
 
 
 def categorical_accuracy(score, labels, hit):
@@ -165,10 +180,16 @@ def _exponentials(row, out):
 
 
 def _sum(row):
-    s = 0.0
-    for j in range(row.size):
-        s += float(row[j])
-    return s
+    s0 = 0.0
+    s1 = 0.0
+    j = 0
+    while j + 2 <= row.size:
+        s0 += float(row[j])
+        s1 += float(row[j + 1])
+        j += 2
+    if j < row.size:
+        s0 += float(row[j])
+    return s0 + s1
 
 
 def _sum_of_exponentials(row, peak):

@@ -2,7 +2,7 @@
 
 Memory contract: ``w`` and ``slots`` are read once and written once, ``g`` is read. ``uniforms[0]`` scales the
 gradient on the way. ``rule`` is the address of a strip of the optimizer (see compile.py). ``optimizer_begin`` is
-generated for each rule, in compile.py.
+generated for each rule, in compile.py. Threads share blocks of fixed size, so that sums repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -10,38 +10,52 @@ from __future__ import annotations
 import math
 
 from ..native import call_update
+from .steps import NORM_BLOCK
 
 
-def clip_by_global_norm(g, hyper, uniforms):
-    """``uniforms[0] = c / max(c, ||g||)`` with ``c = hyper[-1]``; 1 where ``c`` is 0. The sum is in float64."""
-    limit = hyper[hyper.size - 1]
-    uniforms[0] = 1
-    if limit > 0:
+def sum_of_squares(thread, threads, g, squares):
+    """``squares[b]`` = sum of ``g^2`` over block ``b``, in float64."""
+    count = squares.size
+    for b in range(count * thread // threads, count * (thread + 1) // threads):
+        block = g[b * NORM_BLOCK : min(g.size, (b + 1) * NORM_BLOCK)]
         s0 = 0.0
         s1 = 0.0
         s2 = 0.0
         s3 = 0.0
         i = 0
-        while i + 4 <= g.size:
-            a = float(g[i])
-            b = float(g[i + 1])
-            c = float(g[i + 2])
-            d = float(g[i + 3])
-            s0 += a * a
-            s1 += b * b
-            s2 += c * c
-            s3 += d * d
+        while i + 4 <= block.size:
+            s0 += float(block[i]) * float(block[i])
+            s1 += float(block[i + 1]) * float(block[i + 1])
+            s2 += float(block[i + 2]) * float(block[i + 2])
+            s3 += float(block[i + 3]) * float(block[i + 3])
             i += 4
-        while i < g.size:
-            a = float(g[i])
-            s0 += a * a
+        while i < block.size:
+            s0 += float(block[i]) * float(block[i])
             i += 1
-        norm = math.sqrt(s0 + s1 + s2 + s3)
+        squares[b] = (s0 + s1) + (s2 + s3)
+
+
+def clip(squares, hyper, uniforms):
+    """``uniforms[0] = c / max(c, ||g||)`` with ``c = hyper[-1]``; 1 where ``c`` is 0."""
+    limit = hyper[hyper.size - 1]
+    uniforms[0] = 1
+    if limit > 0:
+        total = 0.0
+        for b in range(squares.size):
+            total += squares[b]
+        norm = math.sqrt(total)
         if not norm <= limit:  # a norm that is not a number must not pass unseen
             uniforms[0] = limit / norm
 
 
-def optimizer_update(rule, w, g, slots, uniforms):
+def optimizer_update(rule, thread, threads, w, g, slots, uniforms):
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
-    stride = slots.shape[1] * w.itemsize
-    call_update(rule, w.ctypes.data, g.ctypes.data, slots.ctypes.data, stride, uniforms.ctypes.data, w.size)
+    size = w.itemsize
+    stride = slots.shape[1] * size
+    blocks = (w.size + NORM_BLOCK - 1) // NORM_BLOCK
+    first = blocks * thread // threads * NORM_BLOCK
+    last = min(w.size, blocks * (thread + 1) // threads * NORM_BLOCK)
+    at = first * size
+    if last > first:
+        state = slots.ctypes.data + at
+        call_update(rule, w.ctypes.data + at, g.ctypes.data + at, state, stride, uniforms.ctypes.data, last - first)

@@ -97,9 +97,10 @@ class _SimulatedBackend:
         return FakeCUDAArray(np.ascontiguousarray(getattr(array, "_ary", array), dtype))
 
     @staticmethod
-    def run(instruction: Instruction, start: int = 0, index: int = 0) -> None:
-        operands = [getattr(a, "_ary", a) for a in instruction.operands]
-        run(prepare(plan(instruction, operands)), start, index)
+    def run(op: str, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+        instruction = Instruction(op, operands, rule, scalars)
+        arrays = [getattr(a, "_ary", a) for a in operands]
+        run(prepare(plan(instruction, arrays)), 0, 0)
 
 
 class _DeviceBackend:
@@ -120,11 +121,12 @@ class _DeviceBackend:
         return cupy.ascontiguousarray(cupy.asarray(array), dtype)
 
     @staticmethod
-    def run(instruction: Instruction, start: int = 0, index: int = 0) -> None:
+    def run(op: str, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+        instruction = Instruction(op, operands, rule, scalars)
         import cupy
 
-        operands = [None if a is None else cupy.asarray(a) for a in instruction.operands]
-        run(prepare(plan(instruction, operands)), start, index, memory.stream())
+        arrays = [None if a is None else cupy.asarray(a) for a in operands]
+        run(prepare(plan(instruction, arrays)), 0, 0, memory.stream())
 
 
 @functools.cache

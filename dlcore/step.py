@@ -1,0 +1,77 @@
+"""The short way through ``train_on_batch``: what was checked for one mini-batch is not checked again for the next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .losses import Loss
+
+
+def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | None:
+    """The range in which targets must lie; None where there is none."""
+    if loss.kind == "categorical":
+        return (0, outputs - 1) if target.ndim == 1 else None
+    return (0, 1) if loss.kind == "binary" else None
+
+
+class Step:
+    """A training step of a model on the CPU, for mini-batches of the shapes and dtypes of ``x`` and ``y``.
+
+    It holds on to the engine's memory: :meth:`fits` says whether it still is what the model uses.
+    """
+
+    def __init__(self, model: Any, x: np.ndarray, y: np.ndarray, data: Any) -> None:
+        from .kernels.cpu.checks import within
+
+        self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
+        self.clipped = self.optimizer.global_clipnorm is not None
+        self.hyper = self.engine.array(model._network.hyper)
+        self.x_shape, self.x_dtype, self.y_shape, self.y_dtype = x.shape, x.dtype, y.shape, y.dtype
+        self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
+        self.target = None if y.ndim == data.targets.ndim else data.targets.shape
+        self.limits = limits(model._plan.loss, data.targets, model._outputs())
+        self.within: Any = within(data.targets.dtype, data.targets.ndim) if self.limits is not None else None
+        names = model._network.histories
+        self.histories = [np.zeros(1) for _ in names]
+        histories = {f"history_{name}": array for name, array in zip(names, self.histories, strict=True)}
+        order = np.arange(len(data.samples))
+        self.run = self.engine.prepare("train", len(data.samples), ("samples", "targets"), order=order, **histories)
+
+    @staticmethod
+    def suits(x: Any, y: Any, data: Any) -> bool:
+        """Whether the arrays can be handed to the kernels as they are."""
+        return (
+            type(x) is type(y) is np.ndarray
+            and data.weights is None
+            and x.dtype == data.samples.dtype
+            and y.dtype == data.targets.dtype
+            and y.size == data.targets.size
+        )
+
+    def __call__(self, x: Any, y: Any) -> list[float] | None:
+        """Loss and metrics before the update; None, with nothing done, where this needs the long way."""
+        if (
+            type(x) is not np.ndarray
+            or type(y) is not np.ndarray
+            or x.shape != self.x_shape
+            or y.shape != self.y_shape
+            or x.dtype != self.x_dtype
+            or y.dtype != self.y_dtype
+            or not x.flags.c_contiguous
+            or not y.flags.c_contiguous
+            or self.engine.memory is not self.memory
+            or (self.optimizer.global_clipnorm is not None) is not self.clipped
+        ):
+            return None
+        if self.matrix is not None:
+            x = x.reshape(self.matrix)
+        if self.target is not None:
+            y = y.reshape(self.target)
+        if self.limits is not None and not self.within(y, *self.limits):
+            return None
+        self.hyper[:] = self.optimizer.hyper()
+        with self.engine.lock:
+            self.run(x, y)
+            return [history.item() for history in self.histories]

@@ -1,0 +1,158 @@
+"""The interpreter of tables of steps: one C function, run by every thread on its share of the mini-batch.
+
+It knows no step: a row of a table begins with the address of its entry (see entries.py). What all threads are told is
+in a job; what a thread knows is in its context. Nothing is compiled for a model.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from .. import compile as compiler
+from ..native import call_entry, view_words
+from ..program import ALIGNMENT
+from . import threads as pool_of_threads
+from .entries import (
+    CHUNK,
+    CHUNK_FIRST,
+    CHUNK_LAST,
+    CHUNKS,
+    CONTEXT,
+    CONTROL,
+    FIRST,
+    INDEX,
+    LAST,
+    ROWS,
+    SCRATCH,
+    SIGNATURE,
+    START,
+    THREAD,
+    THREADS,
+    WORDS,
+    specialise,
+)
+from .machine import VARIANT, atomic_add, flush_denormals, restore_float_state
+from .steps import chunk_rows
+
+# Words of a job: the table and the number of its rows, the mini-batches to run, and where the contexts lie.
+JOB = 8
+TABLE, LENGTH, STEPS, BATCH, SAMPLES, INDEX_FIRST, JOB_THREADS, CONTEXTS = range(JOB)
+
+
+def work(job_, thread):
+    """Run a job's table, mini-batch after mini-batch, on the share of ``thread``."""
+    job = view_words(job_, JOB)
+    context_ = job[CONTEXTS] + 8 * CONTEXT * thread
+    context = view_words(context_, CONTEXT)
+    threads = job[JOB_THREADS]
+    batch = job[BATCH]
+    context[THREAD] = thread
+    context[THREADS] = threads
+    state = flush_denormals()
+    for index in range(job[INDEX_FIRST], job[INDEX_FIRST] + job[STEPS]):
+        start = index * batch
+        rows = min(batch, job[SAMPLES] - start)
+        size = chunk_rows(rows)
+        chunks = (rows + size - 1) // size
+        context[ROWS] = rows
+        context[START] = start
+        context[INDEX] = index
+        context[CHUNK] = size
+        context[CHUNKS] = chunks
+        context[CHUNK_FIRST] = chunks * thread // threads
+        context[CHUNK_LAST] = chunks * (thread + 1) // threads
+        context[FIRST] = context[CHUNK_FIRST] * size
+        context[LAST] = min(rows, context[CHUNK_LAST] * size)
+        row = job[TABLE]
+        for _ in range(job[LENGTH]):
+            call_entry(view_words(row, 1)[0], row, context_)
+            row += 8 * WORDS
+    restore_float_state(state)
+
+
+def work_many(list_, thread):
+    """Run whole jobs of one thread each: ``list_`` holds a counter, their number and their addresses."""
+    head = view_words(list_, 2)
+    while True:
+        k = atomic_add(list_, 1)
+        if k >= head[1]:
+            break
+        work(view_words(list_ + 16 + 8 * k, 1)[0], 0)
+
+
+@functools.cache
+def entry_point(body: Any) -> int:
+    """The address of :func:`work` or :func:`work_many` as a C function."""
+    name = body.__name__
+    scope = {"body": compiler.CPU.inline(specialise(body, np.dtype(np.float64)))}
+    function = compiler.make(f"def {name}(job, thread):\n    body(job, thread)\n", name, scope, VARIANT)
+    address = compiler.callback(function, SIGNATURE).address
+    assert address is not None
+    return int(address)
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """Zeroed bytes that begin at a cache line."""
+    memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
+    return memory[-memory.ctypes.data % ALIGNMENT :][:nbytes]
+
+
+class Workspace:
+    """The memory in which jobs of up to ``threads`` threads run: a job, contexts, scratch, and a barrier."""
+
+    def __init__(self, threads: int, scratch: int) -> None:
+        self.threads, self.scratch = threads, scratch
+        scratch = -(-scratch // ALIGNMENT) * ALIGNMENT
+        control = 8 * pool_of_threads.BARRIER_WORDS
+        head = -(-(8 * JOB + control) // ALIGNMENT) * ALIGNMENT
+        self._memory = aligned(head + threads * (8 * CONTEXT + scratch))
+        base = self._memory.ctypes.data
+        self.job_address = base
+        self.job = self._memory[: 8 * JOB].view(np.int64)
+        contexts = self._memory[head : head + threads * 8 * CONTEXT].view(np.int64).reshape(threads, CONTEXT)
+        contexts[:, CONTROL] = base + 8 * JOB
+        contexts[:, SCRATCH] = base + head + threads * 8 * CONTEXT + scratch * np.arange(threads)
+        self.contexts = contexts
+        self.job[CONTEXTS] = base + head
+
+    def describe(self, table: Any, steps: int, batch: int, samples: int, first: int, threads: int) -> None:
+        """Write the job."""
+        self.job[:CONTEXTS] = table.address, table.length, steps, batch, samples, first, threads
+
+    def run(self, threads: int) -> None:
+        """Run the job; the caller holds the pool where it has more than one thread."""
+        pool_of_threads.run(entry_point(work), self.job_address, threads)
+
+
+_LAUNCH = """
+def launch(entry, job, addresses_, places_, count, {names}):
+    addresses = words(addresses_, {arrays})
+{stores}
+    places = words(places_, 2 * count)
+    for p in range(count):
+        words(places[2 * p], 1)[0] = addresses[places[2 * p + 1]]
+    if entry != 0:
+        call(entry, job, 0)
+"""
+
+
+@functools.cache
+def launcher(kinds: tuple[tuple[np.dtype, int], ...]) -> Any:
+    """A native function that writes the addresses of arrays of these dtypes and axes where a table wants them.
+
+    ``launch(entry, job, addresses, places, count, *arrays)``: each of ``count`` places is the address of a word and
+    the number of the array whose address it takes. Then it calls ``entry(job, 0)``, unless that is 0. Python alone
+    would need a microsecond for each address.
+    """
+    names = [f"a{k}" for k in range(len(kinds))]
+    stores = "\n".join(f"    addresses[{k}] = {name}.ctypes.data" for k, name in enumerate(names))
+    text = _LAUNCH.format(names=", ".join(names), arrays=len(names), stores=stores)
+    # declared read-only, so that read-only arrays are taken as well
+    arrays = [types.Array(numba.from_dtype(dtype), axes, "C", readonly=True) for dtype, axes in kinds]
+    function = compiler.make(text, "launch", {"words": view_words, "call": call_entry}, str(kinds))
+    return compiler.native(function, types.void(*[types.int64] * 5, *arrays))

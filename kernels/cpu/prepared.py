@@ -1,0 +1,87 @@
+"""Steps prepared for arrays that are given at each call: an instruction by itself, one mini-batch of a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numba.core import config
+
+from ..instructions import Instruction
+from . import entries, table
+from .interpreter import Workspace, entry_point, launcher, work
+from .steps import chunk_rows
+from .table import Table
+from .threads import get_num_threads, pool, run
+
+
+def checking() -> bool:
+    """Whether NUMBA_BOUNDSCHECK asks for every index to be checked; entries then run one by one from Python."""
+    return bool(config.BOUNDSCHECK)  # type: ignore[attr-defined]
+
+
+def run_checked(plan: Table, workspace: Workspace, steps: int, batch: int, samples: int, first: int) -> None:
+    """What :func:`~dlcore.kernels.cpu.interpreter.work` does, on one thread, with entries that raise."""
+    context = workspace.contexts[0]
+    for index in range(first, first + steps):
+        rows = min(batch, samples - index * batch)
+        size = chunk_rows(rows)
+        chunks = -(-rows // size)
+        context[: entries.SCRATCH] = rows, index * batch, index, 0, 1, 0, rows, size, 0, chunks, chunks
+        for step, row in zip(plan.steps, plan.words, strict=True):
+            entries.checked_entry(step)(row.ctypes.data, context.ctypes.data)
+
+
+class Prepared:
+    """``steps`` for one mini-batch of ``rows`` rows; ``operands`` are those whose arrays each call brings.
+
+    ``resolve`` gives the arrays of the others. A call costs a microsecond of Python.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Instruction],
+        operands: Sequence[Any],
+        rows: int,
+        resolve: Callable[[Any], np.ndarray | None],
+    ) -> None:
+        self._steps, self._operands, self._resolve = steps, operands, resolve
+        self._rows = max(1, rows)
+        self._seconds = table.seconds(steps, self._rows)
+        self._kinds = tuple((o.dtype, len(o.shape)) for o in operands)
+        self._addresses = np.zeros(len(operands) + 1, np.int64)
+        self._tables: dict[int, tuple[Any, ...]] = {}
+        self._checked = checking()
+        self._entry = entry_point(work)
+        self._launch = launcher(self._kinds)
+
+    def _prepare(self, threads: int) -> tuple[Any, ...]:
+        plan = Table(self._steps, self._resolve, self._rows, self._rows, threads)
+        workspace = Workspace(threads, plan.scratch)
+        workspace.describe(plan, 1, self._rows, self._rows, 0, threads)
+        places = plan.word_addresses(self._operands)
+        head = workspace.job_address, self._addresses.ctypes.data, places.ctypes.data, len(places)
+        self._tables[threads] = head, plan, workspace, places
+        return self._tables[threads]
+
+    def __call__(self, *arrays: np.ndarray) -> None:
+        """Run on ``arrays``, C-contiguous and of the dtypes and shapes of the operands."""
+        if self._checked:
+            self._call_checked(arrays)
+            return
+        threads = table.worthwhile_threads(self._seconds, get_num_threads())
+        if threads > 1:
+            with pool(threads) as granted:
+                if granted > 1:
+                    job, *places = (self._tables.get(granted) or self._prepare(granted))[0]
+                    self._launch(0, job, *places, *arrays)
+                    run(self._entry, job, granted)
+                    return
+        self._launch(self._entry, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
+
+    def _call_checked(self, arrays: Sequence[np.ndarray]) -> None:
+        _, plan, workspace, _ = self._tables.get(1) or self._prepare(1)
+        for operand, array in zip(self._operands, arrays, strict=True):
+            plan.point(operand, array)
+        run_checked(plan, workspace, 1, self._rows, self._rows, 0)

@@ -1,0 +1,184 @@
+"""From instructions to the steps that threads share: what is cut where, and what is fused.
+
+An instruction says what is computed; a step says also how threads divide it:
+
+* ``rows``    each thread takes its own rows of the mini-batch; operands with ``m`` rows are cut to them;
+* ``chunks``  the same, one call for each chunk of rows; operands with ``c`` rows are cut to the one of the chunk:
+  sums over the mini-batch are taken chunk by chunk and the chunks added in order, so that they do not depend on the
+  number of threads;
+* ``parts``   every thread sees everything and takes its part of the columns, weights or parameters;
+* ``one``     the first thread does it.
+
+Operands with ``C`` rows hold all chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..instructions import CHUNKS, OPS, ROWS, Instruction, Op, declare
+from ..program import Buffer
+
+CHUNK_ROWS = 16  # at least, and a multiple of the rows of a tile
+MOST_CHUNKS = 32
+
+
+def chunk_rows(rows: int) -> int:
+    """The rows of a chunk of a mini-batch of ``rows`` rows; the last chunk may have fewer."""
+    eight = 8 * MOST_CHUNKS
+    return max(CHUNK_ROWS, 8 * ((rows + eight - 1) // eight))
+
+
+def chunk_count(rows: int) -> int:
+    """How many chunks a mini-batch of ``rows`` rows has."""
+    size = chunk_rows(rows)
+    return (rows + size - 1) // size
+
+
+_DIVISION = {"record": "one", "optimizer_begin": "one", "optimizer_update": "parts"}  # the others: rows
+
+# fmt: off
+_NEW = [
+    declare("dense_forward_columns", "x:mk w:kn b?:n >z?:mn >y:mn", "dense_forward, for few rows",
+            rule="activation", division="parts"),
+    declare("dense_backward_x_columns", "dz:mn w:kn >dx:mk", "dense_backward_x, for few rows", division="parts"),
+    declare("dense_backward_z", "dy:mn z?:mn y:mn >dz:mn >sums?:cn", "dz = dy * g'(z, y); sums = its column sums",
+            rule="activation", division="chunks"),
+    declare("dense_backward_w", "x:mk dz:mn >dw:kn", "dW = x^T dz", division="parts"),
+    declare("dense_update", "x:mk dz:mn >dw:kn +w:kn +slots:SP uniforms:U",
+            "dW = x^T dz, and the optimizer on each slab of it while it is in the cache",
+            scalars="offset", rule="optimizer", division="parts"),
+    declare("sum_chunks", "sums:Cn >total:n", "total = the sum of the chunks, in order", division="one"),
+    declare("sum_chunks_update", "sums:Cn >g:n +w:n +slots:SP uniforms:U", "the same, and the optimizer on it",
+            scalars="offset", rule="optimizer", division="one"),
+    declare("batch_norm_moments", "x:mn >shift:cn >offset:cn[d] >squares:cn[d]",
+            "of each column of a chunk: shift + offset = the mean, and the sum of squared deviations",
+            division="chunks"),
+    declare("batch_norm_apply",
+            "x:mn gamma:n beta:n +running_mean:n +running_var:n shifts:Cn offsets:Cn[d] squares:Cn[d] =mean:n =rstd:n "
+            ">y:mn",
+            "y = gamma (x - mean) rstd + beta", scalars="momentum epsilon", division="rows"),
+    declare("batch_norm_sums", "dy:mn x:mn mean:n rstd:n >dgamma:cn >dbeta:cn", "sums of dy xhat and of dy",
+            division="chunks"),
+    declare("batch_norm_gradient", "dy:mn x:mn gamma:n mean:n rstd:n dgamma:Cn dbeta:Cn >dx:mn",
+            "dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)", division="rows"),
+    declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
+    declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
+            "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1", division="one"),
+    declare("barrier", "", "wait for all threads", division="parts"),
+]
+# fmt: on
+MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "clip_by_global_norm")
+
+STEPS: dict[str, Op] = {
+    name: Op(name, op.operands, op.scalars, op.rule, op.doc, _DIVISION.get(name, "rows"))
+    for name, op in OPS.items()
+    if name not in MADE_OF_STEPS
+} | {op.name: op for op in _NEW}
+
+
+def step(name: str, operands: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> Instruction:
+    """The step ``name`` on its operands."""
+    return Instruction(STEPS[name], operands, rule, scalars)
+
+
+def _temporary(name: str, shape: tuple[int, ...], dtype: Any) -> Buffer:
+    return Buffer(name, shape, np.dtype(dtype), "temporary", -1)
+
+
+NORM_BLOCK = 1 << 14  # elements that sum_of_squares adds in one go
+
+
+def expand(instruction: Instruction) -> Iterator[Instruction]:
+    """The steps of one instruction."""
+    name, operands, dtype = instruction.op.name, instruction.operands, instruction.dtype
+    if name == "dense_backward_z":
+        dy, z, y, dz, db = operands
+        sums = None if db is None else _temporary("sums", (CHUNKS, db.shape[0]), dtype)
+        yield step(name, [dy, z, y, dz, sums], instruction.rule)
+        if db is not None:
+            yield step("sum_chunks", [sums, db])
+    elif name == "batch_norm_forward":
+        x, gamma, beta, running_mean, running_var, mean, rstd, y = operands
+        kinds = {"shifts": dtype, "offsets": np.float64, "squares": np.float64}
+        moments = [_temporary(n, (CHUNKS, gamma.shape[0]), kind) for n, kind in kinds.items()]
+        yield step("batch_norm_moments", [x, *moments])
+        rest = [running_mean, running_var, *moments, mean, rstd, y]
+        yield step("batch_norm_apply", [x, gamma, beta, *rest], None, instruction.scalars)
+    elif name == "batch_norm_backward":
+        dy, x, gamma, mean, rstd, dx, dgamma, dbeta = operands
+        parts = [_temporary(n, (CHUNKS, gamma.shape[0]), dtype) for n in ("dgamma", "dbeta")]
+        yield step("batch_norm_sums", [dy, x, mean, rstd, *parts])
+        yield step("batch_norm_gradient", [dy, x, gamma, mean, rstd, *parts, dx])
+        for part, total in zip(parts, (dgamma, dbeta), strict=True):
+            yield step("sum_chunks", [part, total])
+    elif name == "clip_by_global_norm":
+        g, hyper, uniforms = operands
+        squares = _temporary("squares", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
+        yield step("sum_of_squares", [g, squares])
+        yield step("clip", [squares, hyper, uniforms])
+    else:
+        yield step(name, operands, instruction.rule, instruction.scalars)
+
+
+def divide_few_rows(steps: Sequence[Instruction], rows: int, threads: int) -> list[Instruction]:
+    """``steps`` with dense products cut by columns, where there are fewer chunks of rows than threads."""
+    if chunk_count(rows) >= threads:
+        return list(steps)
+    result = []
+    for s in steps:
+        if s.op.name in ("dense_forward", "dense_backward_x") and _weight_size(s) >= _WORTH_DIVIDING:
+            s = step(f"{s.op.name}_columns", s.operands, s.rule)
+        result.append(s)
+    return result
+
+
+_WORTH_DIVIDING = 1 << 17  # weights: below, meeting costs more than the second thread saves
+
+
+def _weight_size(s: Instruction) -> int:
+    return int(np.prod(s.operands[1].shape))
+
+
+_FUSED = {"dense_backward_w": "dense_update", "sum_chunks": "sum_chunks_update"}
+
+
+def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction]:
+    """Let the optimizer run on each gradient as soon as it is there, instead of over all parameters at the end.
+
+    Not where something reads all gradients first (clipping by the global norm), or work on rows comes later, which
+    must see the weights as they were.
+    """
+    update = [s for s in steps if s.op.name == "optimizer_update"]
+    if len(update) != 1 or update[0].operands[1] is not program.gradients:
+        return list(steps)
+    weight_of = dict(zip(program.buffers["gradient"], program.buffers["parameter"], strict=True))
+    sources = {s.operands[-1]: s for s in steps if s.op.name in _FUSED and s.operands[-1] in weight_of}
+    first = next((k for k, s in enumerate(steps) if s in sources.values()), len(steps))
+    if set(sources) != set(weight_of) or any(s.op.division in ("rows", "chunks") for s in steps[first:]):
+        return list(steps)
+    if any(s.op.name == "sum_of_squares" for s in steps):
+        return list(steps)
+    _, _, slots, uniforms = update[0].operands
+    offsets, _, _ = program.layout(1)
+    result = []
+    for s in steps:
+        if s in sources.values():
+            weight = weight_of[s.operands[-1]]
+            offset = (offsets[weight] - offsets[program.parameters]) // weight.dtype.itemsize
+            operands = [*s.operands, weight, slots, uniforms]
+            s = step(_FUSED[s.op.name], operands, update[0].rule, [offset])
+        if s is not update[0]:
+            result.append(s)
+    return result
+
+
+def has_rows(s: Instruction) -> int | None:
+    """The number of rows of the mini-batch that the arrays of ``s`` have; None where it has none or it is symbolic."""
+    for spec, value in zip(s.op.operands, s.operands, strict=True):
+        if value is not None and spec.dims[0] == "m" and value.shape[0] != ROWS:
+            return int(value.shape[0])
+    return None

@@ -1,0 +1,143 @@
+"""A list of steps as a table of numbers, and what it costs to run."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..instructions import CHUNKS, ROWS, Instruction
+from . import entries, gemm
+from .entries import WORDS
+from .interpreter import aligned
+from .schedule import order, with_barriers
+from .steps import CHUNK_ROWS, MOST_CHUNKS, divide_few_rows, expand, fuse_updates
+
+
+def steps_of(instructions: Sequence[Instruction], program: Any = None) -> list[Instruction]:
+    """The steps of a list of instructions in the order in which they run, before they are divided among threads."""
+    steps = order([step for instruction in instructions for step in expand(instruction)])
+    return steps if program is None else fuse_updates(steps, program)
+
+
+def _bits(value: float) -> int:
+    return struct.unpack("<q", struct.pack("<d", value))[0]
+
+
+class Table:
+    """Steps for mini-batches of about ``batch`` rows and a number of threads, with the addresses of their arrays.
+
+    There is room for ``rows`` rows. ``resolve`` gives the array of an operand, or None where it comes later through
+    :meth:`point`.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Instruction],
+        resolve: Callable[[Any], np.ndarray | None],
+        rows: int,
+        batch: int,
+        threads: int,
+    ) -> None:
+        self.steps = with_barriers(divide_few_rows(steps, batch, threads))
+        self.words = np.zeros((len(self.steps), WORDS), np.int64)
+        self.address, self.length = self.words.ctypes.data, len(self.steps)
+        self.places: dict[Any, list[tuple[int, int]]] = {}
+        self._resolve = resolve
+        self._chunks = max(1, min(MOST_CHUNKS, -(-rows // CHUNK_ROWS)))
+        self._temporaries: dict[Any, np.ndarray] = {}
+        self.scratch = max(map(scratch_bytes, self.steps), default=0)
+        for number, step in enumerate(self.steps):
+            self._fill(number, step, threads)
+
+    def _fill(self, number: int, step: Instruction, threads: int) -> None:
+        row = self.words[number]
+        row[0] = entries.entry(step)[0].address
+        word = 1
+        for spec, operand in zip(step.op.operands, step.operands, strict=True):
+            if operand is not None:
+                array = self._array(operand)
+                if array is None:
+                    self.places.setdefault(operand, []).append((number, word))
+                    row[word] = row.ctypes.data  # until it is bound: not 0, which is a missing operand
+                else:
+                    row[word] = array.ctypes.data
+                shape = operand.shape if array is None else array.shape
+                row[word + 1 : word + 1 + len(spec.dims)] = shape
+            word += 1 + len(spec.dims)
+        row[word] = entries.rule_address(step)
+        for k, scalar in enumerate(step.scalars):
+            row[word + 1 + k] = _bits(scalar)
+        word += 1 + len(step.scalars)
+        panels, pack = entries.panel_addresses(step, threads)
+        row[word : word + len(panels)] = panels
+        row[word + entries.PANELS] = pack
+
+    def _array(self, operand: Any) -> np.ndarray | None:
+        if getattr(operand, "region", None) != "temporary":
+            return self._resolve(operand)
+        if operand not in self._temporaries:
+            shape = [self._chunks if s == CHUNKS else s for s in operand.shape]
+            nbytes = int(np.prod(shape)) * operand.dtype.itemsize
+            self._temporaries[operand] = aligned(nbytes).view(operand.dtype).reshape(shape)
+        return self._temporaries[operand]
+
+    def point(self, operand: Any, array: np.ndarray) -> None:
+        """Let ``operand`` be ``array`` wherever it occurs."""
+        address = array.ctypes.data
+        for number, word in self.places.get(operand, ()):
+            self.words[number, word] = address
+            self.words[number, word + 1 : word + 1 + array.ndim] = array.shape
+
+    def word_addresses(self, operands: Sequence[Any]) -> np.ndarray:
+        """Rows ``(address of a word, number of the operand)`` for each place that takes the address of an operand."""
+        size = self.words.itemsize
+        places = [
+            (self.address + size * (number * WORDS + word), k)
+            for k, operand in enumerate(operands)
+            for number, word in self.places.get(operand, ())
+        ]
+        return np.array(places, np.int64).reshape(-1, 2)
+
+
+def scratch_bytes(step: Instruction) -> int:
+    """The memory of a thread's own that a step needs."""
+    if "norm" not in step.op.name:
+        return gemm.SCRATCH
+    columns = max(operand.shape[-1] for operand in step.operands if operand is not None)
+    return max(gemm.SCRATCH, 4 * 8 * int(columns))
+
+
+# What one thread does in a second, for choosing the number of threads: measured on one machine, good to a factor of 2.
+_FLOPS = 6e10
+_BYTES = 2e10
+_CALL = 2e-8
+_SECONDS_PER_THREAD = 3e-5  # of work before another thread pays: a launch and some barriers take 5 us
+
+
+def seconds(steps: Sequence[Instruction], rows: int) -> float:
+    """About how long one thread takes for ``steps`` with ``rows`` rows."""
+    total = 0.0
+    for step in steps:
+        sizes: dict[str, int] = {"m": rows, "C": 1, "c": 1}
+        nbytes = 0
+        for spec, operand in zip(step.op.operands, step.operands, strict=True):
+            if operand is None:
+                continue
+            for letter, size in zip(spec.dims, operand.shape, strict=True):
+                sizes.setdefault(letter, 1 if size in (ROWS, CHUNKS) else int(size))
+            touched = [sizes[letter] for letter in spec.dims if letter not in "NOHC"]
+            nbytes += int(np.prod(touched, dtype=np.int64)) * operand.dtype.itemsize
+        flops = 2 * sizes["m"] * sizes["k"] * sizes["n"] if step.op.name in _PRODUCTS else 0
+        total += max(flops / _FLOPS, nbytes / _BYTES) + _CALL
+    return total
+
+
+_PRODUCTS = ("dense_forward", "dense_backward_w", "dense_update", "dense_backward_x")
+
+
+def worthwhile_threads(estimate: float, most: int) -> int:
+    """How many threads pay for ``estimate`` seconds of work."""
+    return max(1, min(most, int(estimate / _SECONDS_PER_THREAD)))
