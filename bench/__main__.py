@@ -26,7 +26,7 @@ _CONDITIONS_EXAMPLES = """examples:
   python -m bench conditions                 all of them, about two minutes
   python -m bench conditions cold memory     two of them
 """
-_QUICK = timing.Plan(rounds=3, seconds=0.04, limit=5.0)
+_QUICK = timing.Plan(rounds=3, seconds=0.04, limit=5.0, patience=0.25)
 _GRID_SHARE = 0.5  # of rounds and seconds, for a row of a grid: there are many
 
 
@@ -101,7 +101,8 @@ def _peers(options: argparse.Namespace) -> int:
         return 2
     usual = _QUICK if options.quick else timing.Plan()
     plan = usual._replace(rounds=options.rounds or usual.rounds, seconds=options.burst or usual.seconds)
-    short = timing.Plan(max(2, round(plan.rounds * _GRID_SHARE)), plan.seconds * _GRID_SHARE, plan.limit / 4)
+    fewer = max(2, round(plan.rounds * _GRID_SHARE))
+    short = plan._replace(rounds=fewer, seconds=plan.seconds * _GRID_SHARE, limit=plan.limit / 4)
     results: list[timing.Result] = []
     measured: list[Ceilings] = []
     status = 0

@@ -27,7 +27,14 @@ _STEPS = 100
 _MEMORY = 1.25
 _LOADED_ROWS = ("digits", "mnist-64")
 _LOADED_COLUMNS = ("dlcore", "dlcore fit", "torch", "jax")
-_BURSTS = 7
+_BURSTS, _LOADED_BURST = 7, 0.2
+# until standard input ends, so that it does not outlive whoever started it
+_SPIN = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+while True:
+    pass
+"""
 
 
 class Outcome(NamedTuple):
@@ -107,47 +114,65 @@ def scaling() -> Iterator[Outcome]:
 
 @contextmanager
 def _busy_cores() -> Iterator[None]:
-    """Two processes that compute without end."""
+    """A process for each core that computes without end."""
     started: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(os.cpu_count() or 2):
-            started.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            # a session of its own, as a worker has: Linux shares the cores out among sessions first
+            command = [sys.executable, "-c", _SPIN]
+            started.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
         time.sleep(0.3)
         yield
     finally:
         for process in started:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
-def _bursts(worker: timing.Worker, row: str, way: str, quiet: bool) -> float:
-    found = [timing.burst(worker, {"case": row, "way": way}, quiet)[0] for _ in range(_BURSTS)]
-    return statistics.median(seconds for seconds in found if seconds is not None)
+def _bursts(worker: timing.Worker, column: timing.Column, row: str, quiet: bool) -> timing.Figures:
+    """So many bursts; in quiet as many more where others disturb them, under load whatever others do."""
+    figures = timing.Figures()
+    for _ in range(_BURSTS * (3 if quiet else 1)):
+        request = {"case": row, "way": column.way}
+        seconds, noisy, figures.missing = timing.burst(worker, request, patience=1.0 if quiet else 0.0)
+        if seconds is None:
+            break
+        (figures.noisy if noisy and quiet else figures.quiet).append(seconds)
+        if len(figures.quiet) == _BURSTS:
+            break
+    return figures
 
 
 def loaded() -> Iterator[Outcome]:
     """A step while other processes want every core, over a step in quiet."""
+    columns = [peers.COLUMNS[label] for label in _LOADED_COLUMNS]
     with timing.Workers(peers.MODULES) as workers:
         for row in _LOADED_ROWS:
-            columns = [peers.COLUMNS[label] for label in _LOADED_COLUMNS]
-            live, quiet = [], {}
+            quiet: dict[timing.Column, timing.Figures] = {}
             for column in columns:
-                answer = workers[column.worker].ask(do="prepare", case=row, way=column.way, seconds=0.2)
+                worker = workers[column.worker]
+                answer = worker.ask(do="prepare", case=row, way=column.way, seconds=_LOADED_BURST)
                 if "missing" in answer:
-                    yield _missing(f"{row}, cores loaded: {column.label}", answer["missing"])
-                    continue
-                live.append(column)
-                quiet[column] = _bursts(workers[column.worker], row, column.way, True)
-            with _busy_cores():
-                slow = {column: _bursts(workers[column.worker], row, column.way, False) for column in live}
-            for column in live:
-                ratio = slow[column] / quiet[column]
-                figure = f"{ratio:.2f}x ({report.duration(quiet[column])} to {report.duration(slow[column])})"
-                what = f"{row}, cores loaded by others / quiet: {column.label}"
-                if column.worker == "dlcore":
-                    yield _judge(what, figure, f"<= {_LOADED}x", ratio <= _LOADED)
+                    quiet[column] = timing.Figures(missing=answer["missing"])
                 else:
-                    yield Outcome(what, figure)
+                    quiet[column] = _bursts(worker, column, row, True)
+            with _busy_cores():
+                slow = {c: quiet[c] if quiet[c].missing else _bursts(workers[c.worker], c, row, False) for c in columns}
+            for column in columns:
+                yield _loaded(row, column, quiet[column], slow[column])
+
+
+def _loaded(row: str, column: timing.Column, quiet: timing.Figures, slow: timing.Figures) -> Outcome:
+    what = f"{row}, cores loaded by others / quiet: {column.label}"
+    before, after = quiet.median, slow.median
+    if before is None or after is None:
+        return _missing(what, quiet.missing or slow.missing)
+    ratio = after / before
+    figure = f"{ratio:.2f}x ({'~' * quiet.doubtful}{report.duration(before)} to {report.duration(after)})"
+    if column.worker != "dlcore":
+        return Outcome(what, figure)
+    judged = _judge(what, figure, f"<= {_LOADED}x", ratio <= _LOADED)
+    return judged._replace(verdict=judged.verdict + "?" * quiet.doubtful)
 
 
 def neighbours() -> Iterator[Outcome]:

@@ -161,8 +161,12 @@ def markdown(results: Sequence[Result], header: dict[str, str], ceilings: Ceilin
         else:
             of_kind = (result for result in results if result.case.kind == kind)
             body += [_line_cells(line) for result in of_kind for line in lines(result, ceilings)]
-    count = {word: sum(row[-2].startswith(word) for row in body) for word in (OK, MISS)}
-    summary = f"{count[OK]} targets met, {count[MISS]} missed. `~` and `?`: other processes used the cores meanwhile."
+    count = {word: sum(row[-2] == word for row in body) for word in (OK, MISS)}
+    doubtful = sum(row[-2].endswith("?") for row in body)
+    summary = (
+        f"Targets: {count[OK]} met, {count[MISS]} missed, {doubtful} doubtful "
+        "(`~` and `?`: other processes used the cores meanwhile)."
+    )
     return "\n\n".join([describe(header), table(_HEAD, body), summary, *after])
 
 

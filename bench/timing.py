@@ -1,7 +1,7 @@
 """Interleaved bursts of several peers, each in a process of its own, and how quiet the machine was meanwhile.
 
 Peers take turns, in reverse order every other round, so that a machine that slows down slows all of them. A burst
-during which other processes used the cores is repeated, a few times at most, and marked as noisy otherwise.
+during which other processes used the cores is repeated in a later round, and counts only where too few are quiet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .cases import Case
 ROOT = pathlib.Path(__file__).parent.parent
 _STAT = pathlib.Path("/proc/stat")
 _TICK = 1 / os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 0.01
-_TRIES = 3
+_TRIES = 3  # times the number of rounds: so many more until enough of their bursts are quiet
 _SHARE = 0.1  # of one core: other processes that use more than this during a burst make it noisy
 _SPREAD = 1.3  # slowest part of a burst over its fastest; the sign of noise where the system does not count
 
@@ -38,11 +38,15 @@ class Column(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How long a row is measured: ``rounds`` of bursts of ``seconds``, but no new round after ``limit`` seconds."""
+    """How long a row is measured: ``rounds`` of bursts of ``seconds``, but no new round after ``limit`` seconds.
+
+    Before a burst the cores get ``patience`` seconds at most to become idle.
+    """
 
     rounds: int = 7
     seconds: float = 0.08
     limit: float = 20.0
+    patience: float = 1.0
 
 
 def busy_seconds() -> float | None:
@@ -53,8 +57,8 @@ def busy_seconds() -> float | None:
     return (user + nice + kernel + irq + softirq + steal) * _TICK
 
 
-def wait_until_quiet(limit: float = 1.0) -> None:
-    """Wait until the cores are idle for a moment: thread pools spin on for some time after their last work."""
+def wait_until_quiet(limit: float) -> None:
+    """Wait until the cores are idle for a moment, at most ``limit`` seconds: thread pools spin on after their work."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
         before = busy_seconds()
@@ -181,10 +185,10 @@ class Result:
     figures: dict[str, Figures] = field(default_factory=dict)
 
 
-def burst(worker: Worker, request: Mapping[str, str], quiet: bool = True) -> tuple[float | None, bool, str]:
+def burst(worker: Worker, request: Mapping[str, str], patience: float = 1.0) -> tuple[float | None, bool, str]:
     """One burst: the median over its parts, whether it was noisy, and what is missing if anything is."""
-    if quiet:
-        wait_until_quiet()
+    if patience:
+        wait_until_quiet(patience)
     before, start = busy_seconds(), time.perf_counter()
     answer = worker.ask(do="burst", **request)
     elapsed, after = time.perf_counter() - start, busy_seconds()
@@ -210,24 +214,13 @@ def measure(result: Result, columns: Sequence[Column], workers: Workers, plan: P
         else:
             live.append((workers[column.worker], request, figures))
     end = time.monotonic() + plan.limit
-    for index in range(plan.rounds):
-        if index and time.monotonic() > end:
+    for index in range(plan.rounds * _TRIES):
+        wanting = [entry for entry in live if not entry[2].missing and len(entry[2].quiet) < plan.rounds]
+        if not wanting or (index and time.monotonic() > end):
             break
-        for worker, request, figures in live if index % 2 == 0 else live[::-1]:
-            _add(figures, worker, request)
+        for worker, request, figures in wanting if index % 2 == 0 else wanting[::-1]:
+            seconds, noisy, figures.missing = burst(worker, request, plan.patience)
+            if seconds is not None:
+                (figures.noisy if noisy else figures.quiet).append(seconds)
     for worker, request, _ in live:
         worker.ask(do="forget", **request)
-
-
-def _add(figures: Figures, worker: Worker, request: Mapping[str, str]) -> None:
-    if figures.missing:
-        return
-    for _ in range(_TRIES):
-        seconds, noisy, figures.missing = burst(worker, request)
-        if seconds is None:
-            return
-        if not noisy:
-            figures.quiet.append(seconds)
-            return
-    assert seconds is not None
-    figures.noisy.append(seconds)
