@@ -1,1 +1,1 @@
-"""Measurements: ``pytest bench --benchmark-only`` for speed, ``python -m bench.offline`` for machine code."""
+"""Measurements: ``python -m bench --help``; single kernels by ``pytest bench --benchmark-only``."""

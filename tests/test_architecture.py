@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "dlcore").glob("*.py"), *(ROOT / "bench").glob("*.py")])
+FILES = sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "dlcore").glob("*.py"), *(ROOT / "bench").rglob("*.py")])
 LONGEST = 420
 
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
