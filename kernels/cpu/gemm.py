@@ -11,7 +11,7 @@ from ..native import call_pack, call_panel, view_bytes
 from .microkernel import VECTORS, vector_bytes
 
 _VECTOR = vector_bytes()
-DEPTH = 256  # of the inner index: a packed panel of B takes 48 KiB, a block of A 256 KiB
+DEPTH = 512  # of the inner index: a packed panel of B takes 96 KiB, a block of A 512 KiB
 _ROWS = 256  # of A that pass over a panel of B while it is in the L2 cache
 _WORTH_PACKING = 64  # rows; a copy of B costs about as much as four rows of tiles
 
