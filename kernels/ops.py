@@ -11,8 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from .cpu import eager
 from .instructions import Instruction, ShapeError
 from .rule import Optimizer, RuleError, find
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class _Cpu:
@@ -20,20 +23,20 @@ class _Cpu:
 
     empty = staticmethod(np.empty)
     zeros = staticmethod(np.zeros)
+    run = staticmethod(eager.execute)
 
     @staticmethod
     def contiguous(array: Any, dtype: Any = None) -> Any:
         return np.ascontiguousarray(array, dtype)
 
-    @staticmethod
-    def run(op: str, operands: list[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
-        from .cpu import engine
-
-        engine.execute(op, operands, rule, scalars)
-
 
 def _backend(*arrays: Any) -> Any:
     """The backend of the arrays; all must live on the same side."""
+    for a in arrays:
+        if type(a) is not np.ndarray and a is not None:
+            break
+    else:
+        return _Cpu
     on_device = [a is not None and not isinstance(a, np.ndarray) for a in arrays]
     present = [a is not None for a in arrays]
     if not any(on_device):
@@ -47,6 +50,8 @@ def _backend(*arrays: Any) -> Any:
 
 def _float(name: str, array: Any, backend: Any) -> Any:
     """``array`` as a C-contiguous array of float32 or float64; lists and integers are refused."""
+    if type(array) is np.ndarray and array.dtype in _FLOATS and array.flags.c_contiguous:
+        return array
     dtype = getattr(array, "dtype", None)
     if dtype is None:
         raise TypeError(f"{name} must be an array, got {type(array).__name__}")
@@ -171,7 +176,8 @@ def batch_norm_forward(
     """
     backend = _backend(x, gamma, beta, running_mean, running_var)
     x, gamma, beta = (_float(n, a, backend) for n, a in (("x", x), ("gamma", gamma), ("beta", beta)))
-    _in_place(running_mean=running_mean, running_var=running_var)
+    _in_place("running_mean", running_mean)
+    _in_place("running_var", running_var)
     y, mean, rstd = (backend.empty(s, x.dtype) for s in (x.shape, gamma.shape, gamma.shape))
     operands = [x, gamma, beta, running_mean, running_var, mean, rstd, y]
     _run(backend, "batch_norm_forward", operands, None, (momentum, epsilon))
@@ -291,14 +297,21 @@ def optimizer_update(
 ) -> None:
     """Update ``w`` and ``slots`` in place, in one pass: step number ``step`` (from 1) of an optimizer rule.
 
-    ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step. The
+    ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step; where
+    there are more than two, they are copied on the CPU, there and back. The
     gradient is scaled to a norm of at most ``clip_norm`` (0: not at all). ``values`` override the rule's parameters.
     """
     rule = find("optimizer", rule)
     assert isinstance(rule, Optimizer)
-    unknown = sorted(set(values) - set(rule.parameters))
-    if unknown:
-        raise RuleError(f"{rule.name} has no parameter {unknown[0]!r}; it has: {', '.join(rule.parameters)}")
+    clipped = clip_norm > 0.0
+    settings = (weight_decay, clip_norm, tuple(values.items()))
+    known = eager.known_update(rule, w, clipped) if type(w) is np.ndarray else None
+    if known is not None and step >= 1 and values.keys() <= known.names and known.fits((w, g, *slots)):
+        known((w, g, *slots), step, settings)  # all was checked before
+        return
+    if values and not values.keys() <= rule.parameters.keys():
+        unknown = min(values.keys() - rule.parameters.keys())
+        raise RuleError(f"{rule.name} has no parameter {unknown!r}; it has: {', '.join(rule.parameters)}")
     backend = _backend(w, g, *slots)
     if len(slots) != len(rule.slots):
         raise ShapeError(f"slots holds {len(slots)} arrays; {rule.name} has {len(rule.slots)}: {', '.join(rule.slots)}")
@@ -307,19 +320,25 @@ def optimizer_update(
             raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {w.dtype} {w.shape}, those of w")
     if step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
-    _in_place(w=w)
+    _in_place("w", w)
+    gradient = _float("g", g, backend)
+    if gradient.shape != w.shape or gradient.dtype != w.dtype:
+        raise ShapeError(f"g is {gradient.dtype} {gradient.shape}; expected {w.dtype} {w.shape}, those of w")
+    if not w.size:
+        return
+    if backend is _Cpu and len(slots) <= 2 and all(slot.flags.carray for slot in slots):
+        eager.new_update(rule, w, clipped)((w, gradient, *slots), step, settings)
+        return
+    parameters = [*(rule.parameters | values).values()]
     from .compile import UNIFORM_HEADER, uniforms_of
 
-    parameters = [values.get(name, value) for name, value in rule.parameters.items()]
+    gradient = gradient.ravel()
     hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
     count = backend.contiguous(np.array([step - 1], np.int64))
     uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), w.dtype)
     state = backend.empty((len(slots), w.size), w.dtype)
     for row, slot in zip(state, slots, strict=True):
         row[...] = slot.ravel()
-    gradient = _float("g", g, backend).ravel()
-    if not w.size:
-        return
     backend.run("optimizer_begin", [hyper, count, uniforms], rule)
     if clip_norm > 0:
         backend.run("clip_by_global_norm", [gradient, hyper, uniforms])
@@ -328,11 +347,10 @@ def optimizer_update(
         slot[...] = row.reshape(slot.shape)
 
 
-def _in_place(**arrays: Any) -> None:
-    for name, array in arrays.items():
-        flags = array.flags
-        if not flags.c_contiguous or not getattr(flags, "writeable", True):
-            raise ShapeError(f"{name} is updated in place; it must be C-contiguous and writeable")
+def _in_place(name: str, array: Any) -> None:
+    flags = array.flags
+    if not flags.c_contiguous or not getattr(flags, "writeable", True):
+        raise ShapeError(f"{name} is updated in place; it must be C-contiguous and writeable")
 
 
 def _labels(labels: Any, classes: int, backend: Any, name: str = "target", what: str = "class numbers") -> Any:

@@ -1,4 +1,4 @@
-"""The CPU engine: a program, or a single instruction, as a table of steps that one native call runs.
+"""The CPU engine: a program as tables of steps that one native call runs.
 
 A run of a list takes as many threads as its work is worth and the pool grants; results do not depend on their number,
 bit for bit, because sums over a mini-batch are cut into the same chunks for all (see steps.py).
@@ -23,55 +23,6 @@ from .table import Table, steps_of
 from .threads import get_num_threads, pool, run
 
 
-class _Prepared(threading.local):
-    """The instructions a Python thread has prepared: two threads may run the same one at once, each with its own."""
-
-    def __init__(self) -> None:
-        self.found: dict[Any, tuple[Prepared, Any]] = {}
-
-
-_MOST_PREPARED = 1024
-_local = _Prepared()
-
-
-def _prepare(example: Instruction) -> Prepared:
-    """The instruction for arrays of the shapes and dtypes of an example."""
-    operands = [
-        None if a is None else Buffer(spec.name, tuple(a.shape), np.dtype(a.dtype), "operand", k)
-        for k, (spec, a) in enumerate(zip(example.op.operands, example.operands, strict=True))
-    ]
-    sizes = [
-        a.shape[0]
-        for spec, a in zip(example.op.operands, example.operands, strict=True)
-        if a is not None and spec.dims[0] == "m"
-    ]
-    steps = steps_of([Instruction(example.op, operands, example.rule, example.scalars)])
-    return Prepared(steps, [o for o in operands if o is not None], max(sizes, default=0), lambda operand: None)
-
-
-def execute(op: str, operands: Sequence[np.ndarray | None], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
-    """Run one instruction on its arrays, which must be C-contiguous.
-
-    What depends on shapes, dtypes, rule and scalars alone is checked and prepared once. Raises
-    :class:`~dlcore.kernels.instructions.ShapeError` where operands do not fit.
-    """
-    key: list[Any] = [op, id(rule), scalars]
-    arrays = []
-    for a in operands:
-        if a is None:
-            key.append(None)
-        else:
-            key += (a.shape, a.dtype)
-            arrays.append(a)
-    found = _local.found.get(tuple(key))
-    if found is None:
-        if len(_local.found) >= _MOST_PREPARED:
-            _local.found.clear()
-        # the rule is kept with it: its identity is in the key
-        found = _local.found[tuple(key)] = _prepare(Instruction(op, operands, rule, scalars)), rule
-    found[0](*arrays)
-
-
 class Engine:
     """Runs a :class:`~dlcore.kernels.program.Program` on the CPU, in one arena of memory.
 
@@ -89,7 +40,7 @@ class Engine:
         self._steps: dict[str, list[Instruction]] = {}
         self._tables: dict[tuple[str, int], Table] = {}
         self._workspaces: dict[int, Workspace] = {}
-        self._estimates: dict[tuple[str, int], float] = {}
+        self._worth: dict[tuple[str, int], int] = {}
         self._externs: dict[str, np.ndarray] = {}
         self.lock = threading.RLock()
         self.reserve(rows)
@@ -160,9 +111,9 @@ class Engine:
     def _threads(self, name: str, batch: int) -> int:
         """How many threads a mini-batch of the list is worth."""
         key = name, batch
-        if key not in self._estimates:
-            self._estimates[key] = table.seconds(self._steps_of(name), batch)
-        return table.worthwhile_threads(self._estimates[key], get_num_threads())
+        if key not in self._worth:
+            self._worth[key] = table.worthwhile_threads(table.seconds(self._steps_of(name), batch))
+        return min(self._worth[key], get_num_threads())
 
     def _job(self, name: str, steps: int, batch: int, samples: int, first: int, threads: int) -> Workspace:
         """A workspace with the job of a run in it."""

@@ -120,7 +120,7 @@ def _entry_text(op: Op, arguments: Sequence[str], name: str, dtype: np.dtype) ->
         lines.append(f"{indent}{scalar} = real(row[{word + 1 + k}])")
     word += 1 + len(op.scalars)
     lines.append(f"{indent}kernels = words(row_ + {8 * word}, {PANELS})")
-    lines.append(f"{indent}pack = row[{word + PANELS}]")
+    lines.append(f"{indent}transpose = row[{word + PANELS}]")
     values = [_FROM_CONTEXT.get(name, name) for name in arguments]
     lines.append(f"{indent}body({', '.join(values)})")
     return "\n".join(lines)
@@ -195,5 +195,4 @@ def panel_addresses(step: Instruction, threads: int) -> tuple[list[int], int]:
         for thread in range(threads):
             first, last = column_share(columns, dtype.itemsize, thread, threads)
             addresses = [a or b for a, b in zip(addresses, microkernel.panels(dtype, last - first), strict=True)]
-    pack = int(microkernel.pack_transposed(dtype).address) if "backward_x" in name else 0
-    return addresses, pack
+    return addresses, int(microkernel.pack_transposed(dtype).address)

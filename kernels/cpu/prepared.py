@@ -36,7 +36,8 @@ def run_checked(plan: Table, workspace: Workspace, steps: int, batch: int, sampl
 class Prepared:
     """``steps`` for one mini-batch of ``rows`` rows; ``operands`` are those whose arrays each call brings.
 
-    ``resolve`` gives the arrays of the others. A call costs a microsecond of Python.
+    ``resolve`` gives the arrays of the others. The arrays have the axes of their operands, or ``axes`` all of them. A
+    call costs a microsecond of Python.
     """
 
     def __init__(
@@ -45,16 +46,17 @@ class Prepared:
         operands: Sequence[Any],
         rows: int,
         resolve: Callable[[Any], np.ndarray | None],
+        axes: int | None = None,
     ) -> None:
         self._steps, self._operands, self._resolve = steps, operands, resolve
         self._rows = max(1, rows)
-        self._seconds = table.seconds(steps, self._rows)
-        self._kinds = tuple((o.dtype, len(o.shape)) for o in operands)
+        self._worth = table.worthwhile_threads(table.seconds(steps, self._rows))
+        kinds = tuple((o.dtype, len(o.shape) if axes is None else axes) for o in operands)
         self._addresses = np.zeros(len(operands) + 1, np.int64)
         self._tables: dict[int, tuple[Any, ...]] = {}
         self._checked = checking()
         self._entry = entry_point(work)
-        self._launch = launcher(self._kinds)
+        self._launch = launcher(kinds)
 
     def _prepare(self, threads: int) -> tuple[Any, ...]:
         plan = Table(self._steps, self._resolve, self._rows, self._rows, threads)
@@ -70,9 +72,8 @@ class Prepared:
         if self._checked:
             self._call_checked(arrays)
             return
-        threads = table.worthwhile_threads(self._seconds, get_num_threads())
-        if threads > 1:
-            with pool(threads) as granted:
+        if self._worth > 1:
+            with pool(min(self._worth, get_num_threads())) as granted:
                 if granted > 1:
                     job, *places = (self._tables.get(granted) or self._prepare(granted))[0]
                     self._launch(0, job, *places, *arrays)

@@ -68,6 +68,8 @@ _NEW = [
     declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
     declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
             "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1", division="one"),
+    declare("optimizer_update_apart", "+w:P g:P +first?:P +second?:P uniforms:U",
+            "optimizer_update, with up to two slots wherever they lie", rule="optimizer", division="parts"),
     declare("barrier", "", "wait for all threads", division="parts"),
 ]
 # fmt: on

@@ -114,7 +114,7 @@ def scratch_bytes(step: Instruction) -> int:
 _FLOPS = 6e10
 _BYTES = 2e10
 _CALL = 2e-8
-_SECONDS_PER_THREAD = 3e-5  # of work before another thread pays: a launch and some barriers take 5 us
+_SECONDS_PER_THREAD = 2e-5  # of work before another thread pays: a launch and some barriers take 5 us
 
 
 def seconds(steps: Sequence[Instruction], rows: int) -> float:
@@ -138,6 +138,6 @@ def seconds(steps: Sequence[Instruction], rows: int) -> float:
 _PRODUCTS = ("dense_forward", "dense_backward_w", "dense_update", "dense_backward_x")
 
 
-def worthwhile_threads(estimate: float, most: int) -> int:
+def worthwhile_threads(estimate: float) -> int:
     """How many threads pay for ``estimate`` seconds of work."""
-    return max(1, min(most, int(estimate / _SECONDS_PER_THREAD)))
+    return max(1, int(estimate / _SECONDS_PER_THREAD))

@@ -50,12 +50,20 @@ def clip(squares, hyper, uniforms):
 
 def optimizer_update(rule, thread, threads, w, g, slots, uniforms):
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
-    size = w.itemsize
-    stride = slots.shape[1] * size
+    _update(rule, thread, threads, w, g, slots.ctypes.data, slots.shape[1] * w.itemsize, uniforms)
+
+
+def optimizer_update_apart(rule, thread, threads, w, g, first, second, uniforms):
+    """The same with each slot in an array of its own."""
+    _update(rule, thread, threads, w, g, first.ctypes.data, second.ctypes.data - first.ctypes.data, uniforms)
+
+
+def _update(rule, thread, threads, w, g, state, stride, uniforms):
     blocks = (w.size + NORM_BLOCK - 1) // NORM_BLOCK
     first = blocks * thread // threads * NORM_BLOCK
     last = min(w.size, blocks * (thread + 1) // threads * NORM_BLOCK)
-    at = first * size
+    at = first * w.itemsize
     if last > first:
-        state = slots.ctypes.data + at
-        call_update(rule, w.ctypes.data + at, g.ctypes.data + at, state, stride, uniforms.ctypes.data, last - first)
+        call_update(
+            rule, w.ctypes.data + at, g.ctypes.data + at, state + at, stride, uniforms.ctypes.data, last - first
+        )
