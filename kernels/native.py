@@ -86,6 +86,8 @@ call_value = _call("v", "iii")  # activation value: (z, y, n)
 call_slope = _call("v", "iiiii")  # activation derivative: (dy, z, y, dz, n)
 call_loss = _call("d", "iiiid")  # loss: (p, y, d, n, scale) -> sum
 call_panel = _call("v", "i" * 12)  # a panel of a matrix product: see cpu/microkernel.py
+call_product = _call("v", "i" * 14)  # a matrix product: see cpu/gemm.py
+call_row = _call("v", "i" * 7)  # a product with one row: (a, b, b_row, c, k, n, bias)
 call_pack = _call("v", "iiiii")  # (source, row, target, k, columns)
 call_update = _call("v", "iiiiii")  # optimizer: (w, g, slots, stride, uniforms, n)
 

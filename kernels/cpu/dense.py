@@ -2,29 +2,28 @@
 
 Memory contract: outputs are overwritten; ``z`` is written only where it is given, which is when the derivative of
 the activation reads it. ``rule`` is the address of a strip of the activation (see compile.py), 0 for the identity;
-``kernels`` holds the addresses of the panels that the columns of the result need, ``transpose`` that of the routine
-that packs a transposed matrix.
+``gemm`` is the address of the matrix product of gemm.py, ``kernels`` of the addresses of what it calls.
 """
 
 from __future__ import annotations
 
-from ..native import call_slope, call_update, call_value
-from .gemm import BLOCK_ROWS, column_share, copy_bytes, product, slab_rows
+from ..native import call_product, call_slope, call_update, call_value
+from .gemm import BLOCK_ROWS, column_share, copy_bytes, slab_rows
 
 
-def dense_forward(rule, kernels, transpose, scratch, x, w, b, z, y):
+def dense_forward(rule, gemm, kernels, scratch, x, w, b, z, y):
     """``z = x W + b``, ``y = g(z)``; the activation runs on a block of rows while it is in the cache."""
-    _forward(rule, kernels, transpose, scratch, x, w, b, z, y, 0, y.shape[1])
+    _forward(rule, gemm, kernels, scratch, x, w, b, z, y, 0, y.shape[1])
 
 
-def dense_forward_columns(rule, kernels, transpose, scratch, thread, threads, x, w, b, z, y):
+def dense_forward_columns(rule, gemm, kernels, scratch, thread, threads, x, w, b, z, y):
     """The same, for the thread's part of the columns."""
     first, last = column_share(y.shape[1], y.itemsize, thread, threads)
     if last > first:
-        _forward(rule, kernels, transpose, scratch, x, w, b, z, y, first, last)
+        _forward(rule, gemm, kernels, scratch, x, w, b, z, y, first, last)
 
 
-def _forward(rule, kernels, transpose, scratch, x, w, b, z, y, first, last):
+def _forward(rule, gemm, kernels, scratch, x, w, b, z, y, first, last):
     m, k = x.shape
     n = y.shape[1]
     size = y.itemsize
@@ -36,12 +35,15 @@ def _forward(rule, kernels, transpose, scratch, x, w, b, z, y, first, last):
         pre = z.ctypes.data
     out = y.ctypes.data
     count = last - first
-    right = (w.ctypes.data + first * size, n * size, False)
+    weights = w.ctypes.data + first * size
     for i in range(0, m, BLOCK_ROWS):
         rows = min(BLOCK_ROWS, m - i)
         at = (i * n + first) * size
-        left = (x.ctypes.data + i * k * size, k * size, size)
-        product(kernels, transpose, scratch, size, left, right, (pre + at, n * size), (rows, k, count), bias)
+        source = x.ctypes.data + i * k * size
+        result = pre + at
+        call_product(
+            gemm, kernels, scratch, source, k * size, size, weights, n * size, 0, result, n * size, rows, k, count, bias
+        )
         if rule == 0:
             copy_rows(pre + at, out + at, rows, count * size, n * size)
         elif count == n:
@@ -92,16 +94,16 @@ def sum_chunks_update(rule, sums, g, w, slots, uniforms, offset):
     call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, g.size)
 
 
-def dense_backward_w(kernels, transpose, scratch, thread, threads, x, dz, dw):
+def dense_backward_w(gemm, kernels, scratch, thread, threads, x, dz, dw):
     """``dW = x^T dz``, for the thread's part of the rows of ``dW``."""
     k, n = dw.shape
     slab = slab_rows(n)
     count = (k + slab - 1) // slab
     for s in range(count * thread // threads, count * (thread + 1) // threads):
-        _gradient(kernels, transpose, scratch, x, dz, dw, s * slab, min(slab, k - s * slab))
+        _gradient(gemm, kernels, scratch, x, dz, dw, s * slab, min(slab, k - s * slab))
 
 
-def dense_update(rule, kernels, transpose, scratch, thread, threads, x, dz, dw, w, slots, uniforms, offset):
+def dense_update(rule, gemm, kernels, scratch, thread, threads, x, dz, dw, w, slots, uniforms, offset):
     """The same, and the optimizer on each slab of ``dW`` while it is in the cache."""
     k, n = dw.shape
     size = dw.itemsize
@@ -111,41 +113,44 @@ def dense_update(rule, kernels, transpose, scratch, thread, threads, x, dz, dw, 
     state = slots.ctypes.data + int(offset) * size
     for s in range(count * thread // threads, count * (thread + 1) // threads):
         rows = min(slab, k - s * slab)
-        _gradient(kernels, transpose, scratch, x, dz, dw, s * slab, rows)
+        _gradient(gemm, kernels, scratch, x, dz, dw, s * slab, rows)
         at = s * slab * n * size
         call_update(rule, w.ctypes.data + at, dw.ctypes.data + at, state + at, stride, uniforms.ctypes.data, rows * n)
 
 
-def _gradient(kernels, transpose, scratch, x, dz, dw, first, rows):
+def _gradient(gemm, kernels, scratch, x, dz, dw, first, rows):
     m, k = x.shape
     n = dz.shape[1]
     size = dz.itemsize
-    left = (x.ctypes.data + first * size, size, k * size)
-    right = (dz.ctypes.data, n * size, False)
-    result = (dw.ctypes.data + first * n * size, n * size)
-    product(kernels, transpose, scratch, size, left, right, result, (rows, m, n), 0)
+    source = x.ctypes.data + first * size
+    result = dw.ctypes.data + first * n * size
+    call_product(
+        gemm, kernels, scratch, source, size, k * size, dz.ctypes.data, n * size, 0, result, n * size, rows, m, n, 0
+    )
 
 
-def dense_backward_x(kernels, transpose, scratch, dz, w, dx):
+def dense_backward_x(gemm, kernels, scratch, dz, w, dx):
     """``dx = dz W^T``."""
-    _backward_x(kernels, transpose, scratch, dz, w, dx, 0, dx.shape[1])
+    _backward_x(gemm, kernels, scratch, dz, w, dx, 0, dx.shape[1])
 
 
-def dense_backward_x_columns(kernels, transpose, scratch, thread, threads, dz, w, dx):
+def dense_backward_x_columns(gemm, kernels, scratch, thread, threads, dz, w, dx):
     """The same, for the thread's part of the columns."""
     first, last = column_share(dx.shape[1], dx.itemsize, thread, threads)
     if last > first:
-        _backward_x(kernels, transpose, scratch, dz, w, dx, first, last)
+        _backward_x(gemm, kernels, scratch, dz, w, dx, first, last)
 
 
-def _backward_x(kernels, transpose, scratch, dz, w, dx, first, last):
+def _backward_x(gemm, kernels, scratch, dz, w, dx, first, last):
     m, n = dz.shape
     k = dx.shape[1]
     size = dz.itemsize
-    left = (dz.ctypes.data, n * size, size)
-    right = (w.ctypes.data + first * n * size, n * size, True)
-    result = (dx.ctypes.data + first * size, k * size)
-    product(kernels, transpose, scratch, size, left, right, result, (m, n, last - first), 0)
+    weights = w.ctypes.data + first * n * size
+    result = dx.ctypes.data + first * size
+    count = last - first
+    call_product(
+        gemm, kernels, scratch, dz.ctypes.data, n * size, size, weights, n * size, 1, result, k * size, m, n, count, 0
+    )
 
 
 def activation_forward(rule, z, y):

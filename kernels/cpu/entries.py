@@ -6,6 +6,7 @@ address of its rule, its scalars, and the panels that its matrix product needs. 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types as python_types
 from collections.abc import Sequence
@@ -18,11 +19,10 @@ from .. import compile as compiler
 from .. import mathfn, native
 from ..instructions import Instruction, Op
 from ..native import VIEWS, float_of_bits, view_words
-from . import dense, dropout, microkernel, norm, rowwise, threads, update
+from . import dense, dropout, gemm, microkernel, norm, rowwise, threads, update
 from .machine import VARIANT
 
 WORDS = 40  # of a row; batch_norm_apply takes 38
-PANELS = 2 * microkernel.VECTORS  # addresses of panels, see microkernel.panels
 CONTEXT = 16  # words, a thread's own two cache lines
 ROWS, START, INDEX, THREAD, THREADS, FIRST, LAST, CHUNK, CHUNK_FIRST, CHUNK_LAST, CHUNKS, SCRATCH, CONTROL = range(13)
 SIGNATURE = types.void(types.int64, types.int64)
@@ -119,8 +119,8 @@ def _entry_text(op: Op, arguments: Sequence[str], name: str, dtype: np.dtype) ->
     for k, scalar in enumerate(op.scalars):
         lines.append(f"{indent}{scalar} = real(row[{word + 1 + k}])")
     word += 1 + len(op.scalars)
-    lines.append(f"{indent}kernels = words(row_ + {8 * word}, {PANELS})")
-    lines.append(f"{indent}transpose = row[{word + PANELS}]")
+    lines.append(f"{indent}gemm = row[{word}]")
+    lines.append(f"{indent}kernels = row_ + {8 * word + 8}")
     values = [_FROM_CONTEXT.get(name, name) for name in arguments]
     lines.append(f"{indent}body({', '.join(values)})")
     return "\n".join(lines)
@@ -180,19 +180,28 @@ def rule_address(step: Instruction) -> int:
     return int(compiler.strip(rule, part, step.dtype).address or 0)
 
 
-def panel_addresses(step: Instruction, threads: int) -> tuple[list[int], int]:
-    """The panels that the matrix product of a step needs, and the address of the transposition where it needs that."""
+@functools.cache
+def _product_address(dtype: np.dtype) -> int:
+    names = ", ".join(inspect.signature(gemm.product).parameters)
+    scope = {"body": compiler.CPU.inline(specialise(gemm.product, dtype))}
+    name = f"product_{dtype.name}"
+    text = f"def {name}({names}):\n    body({names})\n"
+    function = compiler.make(text, name, scope, str(microkernel.vector_bytes()))
+    return int(compiler.callback(function, types.void(*[types.int64] * (names.count(",") + 1))).address or 0)
+
+
+def product_words(step: Instruction, threads: int) -> list[int]:
+    """What the matrix product of a step is called by: its address, and what it calls."""
     name, dtype = step.op.name, step.dtype
     if not name.startswith("dense_") or name == "dense_backward_z":
-        return [], 0
+        return []
     columns = int(step.operands[2 if "backward_x" in name else -1].shape[-1])
     if name in ("dense_update", "dense_backward_w"):
         columns = int(step.operands[2].shape[1])
-    addresses = list(microkernel.panels(dtype, columns))
+    panels = list(microkernel.panels(dtype, columns))
     if name.endswith("_columns"):
-        from .gemm import column_share
-
         for thread in range(threads):
-            first, last = column_share(columns, dtype.itemsize, thread, threads)
-            addresses = [a or b for a, b in zip(addresses, microkernel.panels(dtype, last - first), strict=True)]
-    return addresses, int(microkernel.pack_transposed(dtype).address)
+            first, last = gemm.column_share(columns, dtype.itemsize, thread, threads)
+            panels = [a or b for a, b in zip(panels, microkernel.panels(dtype, last - first), strict=True)]
+    helpers = microkernel.pack_transposed(dtype), microkernel.row_product(dtype)
+    return [_product_address(dtype), *panels, *(int(helper.address or 0) for helper in helpers)]

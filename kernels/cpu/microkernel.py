@@ -81,6 +81,11 @@ class _Emitter:
         first = self.b.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
         return self.b.shuffle_vector(first, ir.Constant(vector, ir.Undefined), lane)
 
+    def mask(self, elements: Any) -> Any:
+        """Which lanes hold the first ``elements`` elements."""
+        lane = ir.Constant(ir.VectorType(_I32, self.count), list(range(self.count)))
+        return self.b.icmp_signed("<", lane, self.splat(self.b.trunc(elements, _I32), _I32))
+
     def load(self, address: Any, offset: int = 0, mask: Any = None) -> Any:
         if mask is None:
             return self.b.load(self.at(address, offset), align=self.size)
@@ -128,10 +133,7 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
             a, a_row, a_step, b, b_step, c, c_row, rows_, k, accumulate, bias, tail = arguments
             e = _Emitter(builder, dtype, count)
             multiply_add = e.function(f"llvm.fmuladd.{e.suffix}", e.vector, [e.vector] * 3)
-            mask = None
-            if masked:
-                lane = ir.Constant(ir.VectorType(_I32, count), list(range(count)))
-                mask = builder.icmp_signed("<", lane, e.splat(builder.trunc(tail, _I32), _I32))
+            mask = e.mask(tail) if masked else None
             masks = [None] * (vectors - 1) + [mask]
             masks_b = masks if masks_loads() else [None] * vectors
             last = builder.sub(rows_, e.constant(1))
@@ -216,6 +218,80 @@ def panels(dtype: np.dtype, columns: int) -> tuple[int, ...]:
         addresses[vectors - 1 + VECTORS * (tail > 0)] = int(panel(dtype, tile_rows(), vectors, tail > 0).address)
         left -= width
     return tuple(addresses)
+
+
+_ROWS_AT_ONCE = 8
+
+
+def _row(dtype: np.dtype) -> Any:
+    """An intrinsic ``row(a, b, b_row, c, k, n, bias)``: ``C = A B + bias`` for one row of ``A`` and ``C``.
+
+    ``B`` is read once, which is all the time it takes: row by row, so that it streams from memory, and several rows
+    at a time, so that ``C`` is seldom loaded and stored.
+    """
+    count = lanes(dtype)
+    width = vector_bytes()
+
+    @intrinsic
+    def row(typing_context, a, b, b_row, c, k, n, bias):
+        def codegen(context, builder, signature, arguments):
+            a, b, b_row, c, k, n, bias = arguments
+            e = _Emitter(builder, dtype, count)
+            multiply_add = e.function(f"llvm.fmuladd.{e.suffix}", e.vector, [e.vector] * 3)
+            whole, tail = builder.sdiv(n, e.constant(count)), builder.srem(n, e.constant(count))
+            mask = e.mask(tail)
+
+            def sweep(body):
+                at = cgutils.alloca_once_value(builder, e.constant(0))
+
+                def next_vector():
+                    here = builder.load(at)
+                    body(here, None)
+                    builder.store(builder.add(here, e.constant(width)), at)
+
+                e.loop(whole, next_vector)
+                with builder.if_then(builder.icmp_signed(">", tail, e.constant(0))):
+                    body(builder.load(at), mask)
+
+            with builder.if_else(builder.icmp_signed("!=", bias, e.constant(0))) as (given, missing):
+                with given:
+                    sweep(lambda at, m: e.store(e.load(builder.add(bias, at), 0, m), builder.add(c, at), 0, m))
+                with missing:
+                    zero = ir.Constant(e.vector, [0.0] * count)
+                    sweep(lambda at, m: e.store(zero, builder.add(c, at), 0, m))
+            at_a, at_b = cgutils.alloca_once_value(builder, a), cgutils.alloca_once_value(builder, b)
+
+            def add_rows(rows):
+                here, there = builder.load(at_a), builder.load(at_b)
+                factors = [e.splat(builder.load(e.at(here, r * e.size, e.element))) for r in range(rows)]
+                lines = [builder.add(there, builder.mul(b_row, e.constant(r))) for r in range(rows)]
+
+                def body(at, m):
+                    total = e.load(builder.add(c, at), 0, m)
+                    for x, line in zip(factors, lines, strict=True):
+                        total = builder.call(multiply_add, [x, e.load(builder.add(line, at), 0, m), total])
+                    e.store(total, builder.add(c, at), 0, m)
+
+                sweep(body)
+                builder.store(builder.add(here, e.constant(rows * e.size)), at_a)
+                builder.store(builder.add(there, builder.mul(b_row, e.constant(rows))), at_b)
+
+            e.loop(builder.sdiv(k, e.constant(_ROWS_AT_ONCE)), lambda: add_rows(_ROWS_AT_ONCE))
+            e.loop(builder.srem(k, e.constant(_ROWS_AT_ONCE)), lambda: add_rows(1))
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), codegen
+
+    return row
+
+
+@functools.cache
+def row_product(dtype: np.dtype) -> Any:
+    """The C function ``(a, b, b_row, c, k, n, bias)``: the product for one row."""
+    name = f"row_product_{dtype.name}"
+    text = f"def {name}(a, b, b_row, c, k, n, bias):\n    row(a, b, b_row, c, k, n, bias)\n"
+    function = compiler.make(text, name, {"row": _row(dtype)}, str(vector_bytes()))
+    return compiler.callback(function, types.void(*[types.int64] * 7))
 
 
 def _transpose(dtype: np.dtype) -> Any:

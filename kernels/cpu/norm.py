@@ -125,11 +125,14 @@ def batch_norm_apply(
         mean[j] = number(total[j])
         rstd[j] = number(1.0 / math.sqrt(spread[j] * share + epsilon))
         scale[j] = gamma[j] * rstd[j]
-    for i in range(m):
-        row = x[i]
-        out = y[i]
-        for j in range(n):
-            out[j] = (row[j] - mean[j]) * scale[j] + beta[j]
+    last = (m - 1) // _SLAB
+    for back in range(last + 1):  # from the last rows, which are still in the cache, to the first
+        first = (last - back) * _SLAB
+        for i in range(first, min(m, first + _SLAB)):
+            row = x[i]
+            out = y[i]
+            for j in range(n):
+                out[j] = (row[j] - mean[j]) * scale[j] + beta[j]
 
 
 def _merge(shifts, offsets, squares, rows, base, total, spread):
@@ -217,9 +220,12 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
         scale[j] = gamma[j] * rstd[j]
         slope[j] *= scale[j] * rstd[j] * share
         level[j] *= scale[j] * share
-    for i in range(m):
-        row = x[i]
-        d = dy[i]
-        out = dx[i]
-        for j in range(n):
-            out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
+    last = (m - 1) // _SLAB
+    for back in range(last + 1):  # as in batch_norm_apply
+        first = (last - back) * _SLAB
+        for i in range(first, min(m, first + _SLAB)):
+            row = x[i]
+            d = dy[i]
+            out = dx[i]
+            for j in range(n):
+                out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]

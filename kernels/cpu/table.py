@@ -71,9 +71,8 @@ class Table:
         for k, scalar in enumerate(step.scalars):
             row[word + 1 + k] = _bits(scalar)
         word += 1 + len(step.scalars)
-        panels, pack = entries.panel_addresses(step, threads)
-        row[word : word + len(panels)] = panels
-        row[word + entries.PANELS] = pack
+        product = entries.product_words(step, threads)
+        row[word : word + len(product)] = product
 
     def _array(self, operand: Any) -> np.ndarray | None:
         if getattr(operand, "region", None) != "temporary":
