@@ -66,6 +66,18 @@ def bench_batch_norm(rng, roofline, size, who):
 
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("size", SIZES)
+def bench_layer_norm(rng, roofline, size, who):
+    m, _, n = SIZES[size]
+    x, gamma, beta = _arrays(rng, (m, n), (n,), (n,))
+    call = {
+        "dlcore": lambda: kernels.layer_norm_forward(x, gamma, beta),
+        "numpy": lambda: oracle.layer_norm_forward(x, gamma, beta, 1e-5),
+    }[who]
+    roofline(call, moved=8 * m * n)
+
+
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("size", SIZES)
 def bench_softmax_cross_entropy(rng, roofline, size, who):
     m, _, n = SIZES[size]
     (z,) = _arrays(rng, (m, n))

@@ -26,6 +26,12 @@ def _positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def _positive(name: str, value: float) -> float:
+    if not value > 0.0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return float(value)
+
+
 def _activation(value: Any) -> Any:
     """The rule for ``value``; softmax couples a row and stays a name."""
     if value is None:
@@ -275,9 +281,7 @@ class BatchNormalization(Layer):
         super().__init__(name=name, dtype=dtype)
         if not 0.0 <= momentum < 1.0:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
-        if not epsilon > 0.0:
-            raise ValueError(f"epsilon must be positive, got {epsilon!r}")
-        self.momentum, self.epsilon = float(momentum), float(epsilon)
+        self.momentum, self.epsilon = float(momentum), _positive("epsilon", epsilon)
 
     def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
         """``gamma``, ``beta``, ``moving_mean``, ``moving_variance``, each ``(features,)``."""
@@ -310,6 +314,41 @@ class BatchNormalization(Layer):
     def config(self) -> dict[str, Any]:
         """The arguments that make the layer again."""
         return {"momentum": self.momentum, "epsilon": self.epsilon, **super().config()}
+
+
+class LayerNormalization(Layer):
+    """``y = gamma (x - mean) / sqrt(var + epsilon) + beta`` for each sample. Ba, Kiros & Hinton 2016.
+
+    ``mean`` and the biased ``var`` are those of the sample's features, in training and otherwise.
+    """
+
+    def __init__(self, *, epsilon: float = 1e-3, name: str | None = None, dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.epsilon = _positive("epsilon", epsilon)
+
+    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
+        """``gamma`` and ``beta``, each ``(features,)``."""
+        super().build(builder, shape)
+        features = (_flat(self, shape),)
+        self._parameter(builder, "gamma", features, initializers.ones)
+        self._parameter(builder, "beta", features, initializers.zeros)
+
+    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
+        """``layer_norm_forward``"""
+        (gamma, d_gamma, _), (beta, d_beta, _) = self.variables.values()
+        y = builder.rows(f"{self.name}.y", x.shape[1])
+        mean, rstd = builder.rows(f"{self.name}.mean"), builder.rows(f"{self.name}.rstd")
+        builder.emit("layer_norm_forward", x, gamma, beta, mean, rstd, y, epsilon=self.epsilon)
+
+        def backward(dy: Any, wanted: bool) -> Any:
+            builder.emit("layer_norm_backward", dy, x, gamma, mean, rstd, dy, d_gamma, d_beta)
+            return dy
+
+        return y, backward
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make the layer again."""
+        return {"epsilon": self.epsilon, **super().config()}
 
 
 class Dropout(Layer):
@@ -348,7 +387,7 @@ class Dropout(Layer):
 
 
 LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (Activation, BatchNormalization, Dense, Dropout, Flatten, Input)
+    cls.__name__: cls for cls in (Activation, BatchNormalization, Dense, Dropout, Flatten, Input, LayerNormalization)
 }
 
 

@@ -88,6 +88,11 @@ _LIST = [
         "y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta", scalars="epsilon"),
     declare("batch_norm_backward", "dy:mn x:mn gamma:n mean:n rstd:n >dx:mn >dgamma:n >dbeta:n",
         "dbeta = sum dy; dgamma = sum dy xhat; dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)"),
+    # -- layer norm, biased variance of each row
+    declare("layer_norm_forward", "x:mn gamma:n beta:n >mean:m >rstd:m >y:mn",
+        "y = gamma (x - mean) rstd + beta, row by row", scalars="epsilon"),
+    declare("layer_norm_backward", "dy:mn x:mn gamma:n mean:m rstd:m >dx:mn >dgamma:n >dbeta:n",
+        "g = gamma dy; dx = rstd (g - mean_j g - xhat mean_j(g xhat)); dgamma, dbeta = sums over rows of dy xhat, dy"),
     # -- dropout: Philox, counter (column // 4, row, step, layer), key = seed; kept if the word >= rate 2^32
     declare("dropout", "x:mn seed:Q[i] step:Q[i] >y:mn",
         "y = keep * x / (1 - rate); the backward pass is the same instruction on the gradient",

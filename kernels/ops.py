@@ -206,6 +206,30 @@ def batch_norm_backward(dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tu
     return dx, dgamma, dbeta
 
 
+def layer_norm_forward(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-5) -> tuple[Any, Any, Any]:
+    """``(y, mean, rstd)`` of ``x (batch, features)``; ``mean`` and ``rstd`` are those of each row, ``(batch,)``.
+
+    ``y = gamma (x - mean) rstd + beta``, ``rstd = 1 / sqrt(var + epsilon)`` with the biased variance.
+    """
+    backend = _backend(x, gamma, beta)
+    x, gamma, beta = (_float(n, a, backend) for n, a in (("x", x), ("gamma", gamma), ("beta", beta)))
+    _matrix("x", x)
+    y, mean, rstd = (backend.empty(s, x.dtype) for s in (x.shape, x.shape[:1], x.shape[:1]))
+    _run(backend, "layer_norm_forward", [x, gamma, beta, mean, rstd, y], None, (epsilon,))
+    return y, mean, rstd
+
+
+def layer_norm_backward(dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
+    """``(dx, dgamma, dbeta)``; ``mean`` and ``rstd`` are those :func:`layer_norm_forward` returned."""
+    arrays = {"dy": dy, "x": x, "gamma": gamma, "mean": mean, "rstd": rstd}
+    backend = _backend(*arrays.values())
+    operands = [_float(name, array, backend) for name, array in arrays.items()]
+    dx = backend.empty(x.shape, dy.dtype)
+    dgamma, dbeta = (backend.zeros(gamma.shape, dy.dtype) for _ in range(2))
+    _run(backend, "layer_norm_backward", [*operands, dx, dgamma, dbeta])
+    return dx, dgamma, dbeta
+
+
 def dropout(x: Any, rate: float, *, seed: int, step: int = 0, layer: int = 0) -> Any:
     """``x / (1 - rate)`` where the mask keeps an element of ``x (batch, features)``, else 0.
 

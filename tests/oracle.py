@@ -79,6 +79,23 @@ def batch_norm_backward(dy, x, gamma, mean, rstd):
     return gamma * rstd * (dy - dbeta / m - xhat * dgamma / m), dgamma, dbeta
 
 
+# -------------------------------------------------------------------------------------------------- layer norm
+
+
+def layer_norm_forward(x, gamma, beta, epsilon):
+    """``y`` and, of each row, the mean and ``1/sqrt(var + eps)``."""
+    mean, var = x.mean(axis=1), x.var(axis=1)
+    rstd = 1 / np.sqrt(var + x.dtype.type(epsilon))
+    return gamma * (x - mean[:, None]) * rstd[:, None] + beta, mean, rstd
+
+
+def layer_norm_backward(dy, x, gamma, mean, rstd):
+    """``dx``, ``dgamma``, ``dbeta``."""
+    xhat, g = (x - mean[:, None]) * rstd[:, None], dy * gamma
+    level, slope = (a.mean(axis=1, keepdims=True) for a in (g, g * xhat))
+    return rstd[:, None] * (g - level - xhat * slope), (dy * xhat).sum(axis=0), dy.sum(axis=0)
+
+
 # ------------------------------------------------------------------------------------------------------ losses
 
 

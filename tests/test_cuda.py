@@ -44,7 +44,7 @@ SIZES = {
     "tile": (67, 71, 19),
 }
 TALL = (519, 5, 3)  # more rows than two chunks
-CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward")
+CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "layer_norm_backward")
 
 
 def _check(name, got, cpu, reference, terms):
@@ -56,8 +56,8 @@ def _check(name, got, cpu, reference, terms):
 
 
 def _terms(op, values):
-    """The largest term of sums that cancel: elements for batch norm, 1/rows for gradients of a mean."""
-    if op.name.startswith("batch_norm"):
+    """The largest term of sums that cancel: elements for the norms, 1/rows for gradients of a mean."""
+    if op.name.startswith(("batch_norm", "layer_norm")):
         return float(np.abs(values["x"]).max(initial=0.0))
     return 1.0 / max(1, len(next(iter(values.values()))))
 
@@ -196,7 +196,7 @@ def test_instruction(op, size, absent, dtype):
 
 # the kernels with barriers or shuffles; the others have no order to depend on
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
-            "batch_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
+            "batch_norm_backward", "layer_norm_forward", "layer_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
             "binary_accuracy", "record", "clip_by_global_norm")  # fmt: skip
 
@@ -284,6 +284,28 @@ def test_batch_norm_far_from_zero():
     single = [a.astype(np.float32) for a in (x, ones, zeros, zeros, ones)]
     got = _host(kernels.batch_norm_forward(*map(_device, single))[0])
     assert np.abs(got - exact).max() < 2e-3  # float32 holds x to 6e-5
+
+
+def test_layer_norm_far_from_zero():
+    x = (np.random.default_rng(0).standard_normal((3, 600)) + 1000).astype(np.float32)
+    ones, zeros = np.ones(600, np.float32), np.zeros(600, np.float32)
+    exact = kernels.layer_norm_forward(*(a.astype(np.float64) for a in (x, ones, zeros)))[0]
+    got = _host(kernels.layer_norm_forward(*map(_device, (x, ones, zeros)))[0])
+    assert np.abs(got - exact).max() < 3e-6  # though the mean, as float32, is off by up to 3e-5
+
+
+def test_layer_norm_in_place():
+    rng = np.random.default_rng(0)
+    x, dy = rng.standard_normal((2, 300, 7))
+    gamma, rstd = rng.uniform(0.5, 1.5, 7), rng.uniform(0.5, 1.5, 300)
+    expected = kernels.layer_norm_backward(dy, x, gamma, x.mean(axis=1), rstd)
+    operands = [_device(a) for a in (dy, x, gamma, x.mean(axis=1), rstd)]
+    sums = [_device(np.empty(7)) for _ in range(2)]
+    from dlcore.kernels.cuda.arrays import backend_of
+
+    backend_of(operands).run("layer_norm_backward", [*operands, operands[0], *sums])
+    for got, e in zip((operands[0], *sums), expected, strict=True):
+        np.testing.assert_allclose(_host(got), e, rtol=1e-12, atol=1e-12)
 
 
 # -------------------------------------------------------------------------------------- functions on arrays

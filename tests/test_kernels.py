@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tolerance import GRADIENT, assert_close, both, wider
 
 from dlcore import kernels
+from dlcore.kernels.cpu.engine import execute
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (7, 5, 3), (32, 64, 10), (129, 31, 67)]
@@ -115,6 +116,76 @@ def test_batch_norm_with_gamma_sqrt_var_and_beta_mean_is_the_identity(rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (6, 10), (33, 257), (70, 64), (5, 1000)], ids=str)
+@pytest.mark.parametrize("offset", [0.0, 1000.0], ids=["centred", "mean 1000 times the deviation"])
+def test_layer_norm(rng, dtype, shape, offset):
+    m, n = shape
+    x, dy, gamma, beta = arrays(rng, dtype, (m, n), (m, n), (n,), (n,))
+    x = (x + offset).astype(dtype)
+    y, mean, rstd = kernels.layer_norm_forward(x, gamma, beta, epsilon=1e-3)
+    exact = oracle.layer_norm_forward(*(a.astype(wider(dtype)) for a in (x, gamma, beta)), 1e-3)
+    for name, got, e in zip(("y", "mean", "rstd"), (y, mean, rstd), exact, strict=True):
+        # roundings of the result and of deviations, which are about 1, however far from zero x is
+        assert_close(name, got, e, e.astype(dtype), terms=1.0)
+    exact, plain = both(oracle.layer_norm_backward, (dy, x, gamma, mean, rstd), dtype)
+    got = kernels.layer_norm_backward(dy, x, gamma, mean, rstd)
+    terms = (np.abs(gamma * rstd[:, None] * dy).max(), 0.0, 0.0)
+    for name, g, e, p, t in zip(("dx", "dgamma", "dbeta"), got, exact, plain, terms, strict=True):
+        assert_close(name, g, e, p, GRADIENT, t)
+
+
+def test_layer_norm_of_the_textbook():
+    """Mean 2, variance 2/3."""
+    y, mean, rstd = kernels.layer_norm_forward(np.array([[1.0, 2.0, 3.0]]), np.ones(3), np.ones(3), epsilon=1e-15)
+    assert mean.tolist() == [2.0]
+    np.testing.assert_allclose(rstd, [1.5**0.5], rtol=1e-14)
+    np.testing.assert_allclose(y, [[1 - 1.5**0.5, 1.0, 1 + 1.5**0.5]], rtol=1e-14)
+
+
+def test_gradient_of_layer_norm_is_its_difference_quotient(rng):
+    x, dy, gamma, beta = arrays(rng, np.float64, (3, 7), (3, 7), (7,), (7,))
+    _, mean, rstd = kernels.layer_norm_forward(x, gamma, beta)
+    for array, gradient in zip((x, gamma, beta), kernels.layer_norm_backward(dy, x, gamma, mean, rstd), strict=True):
+        for place in np.ndindex(array.shape):
+            value = array[place]
+            sides = []
+            for h in (1e-6, -1e-6):
+                array[place] = value + h
+                sides.append((kernels.layer_norm_forward(x, gamma, beta)[0] * dy).sum())
+            array[place] = value
+            assert gradient[place] == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm_backward_in_place(rng, dtype):
+    """As the layer runs it: ``dx`` overwrites ``dy``."""
+    x, dy, gamma = arrays(rng, dtype, (50, 37), (50, 37), (37,))
+    _, mean, rstd = kernels.layer_norm_forward(x, gamma, gamma)
+    expected = kernels.layer_norm_backward(dy, x, gamma, mean, rstd)
+    sums = np.empty_like(gamma), np.empty_like(gamma)
+    execute("layer_norm_backward", [dy, x, gamma, mean, rstd, dy, *sums])
+    for got, e in zip((dy, *sums), expected, strict=True):
+        np.testing.assert_array_equal(got, e)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layer_norm_has_the_same_bits_for_any_number_of_threads(rng, dtype):
+    x, dy, gamma, beta = arrays(rng, dtype, (3001, 129), (3001, 129), (129,), (129,))
+    results = []
+    before = kernels.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            kernels.set_num_threads(threads)
+            y, mean, rstd = kernels.layer_norm_forward(x, gamma, beta)
+            results.append((y, mean, rstd, *kernels.layer_norm_backward(dy, x, gamma, mean, rstd)))
+    finally:
+        kernels.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (6, 10), (33, 257)], ids=str)
 def test_softmax_and_its_cross_entropy(rng, dtype, shape):
     m, n = shape
@@ -215,6 +286,8 @@ ERRORS = {
     "label too large": (lambda k, f: k.softmax_cross_entropy(f(2, 3), np.array([0, 3])), "target holds 3; expected class numbers"),
     "label negative": (lambda k, f: k.softmax_cross_entropy(f(2, 3), np.array([0, -1])), "target holds -1"),
     "row out of range": (lambda k, f: k.gather(f(2, 3), np.array([2])), "order holds 2"),
+    "gamma does not fit x": (lambda k, f: k.layer_norm_forward(f(2, 3), f(4), f(3)), r"gamma has shape \(4,\); expected \(3,\)"),
+    "rows do not fit x": (lambda k, f: k.layer_norm_backward(f(2, 3), f(2, 3), f(3), f(3), f(2)), r"mean has shape \(3,\); expected \(2,\)"),
     "rate": (lambda k, f: k.dropout(f(2, 3), 1.0, seed=0), r"rate must lie in \[0, 1\)"),
     "slots missing": (lambda k, f: k.optimizer_update("adam", f(3), f(3), [f(3)], step=1), "slots holds 1 arrays; adam has 2"),
     "gradient of another shape": (lambda k, f: k.optimizer_update("sgd", f(3), f(4), [], step=1), "g has shape"),

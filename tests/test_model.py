@@ -251,6 +251,34 @@ def test_save_and_load_go_on_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_layer_normalization_in_a_model(tmp_path):
+    """What is predicted is the formula; the optimizer is fused into its gradients; a saved model goes on bit for bit."""
+    x, y = blobs()
+    stack = [
+        layers.Input((4,)),
+        layers.LayerNormalization(),
+        layers.Dense(8, "tanh"),
+        layers.LayerNormalization(epsilon=0.01),
+    ]
+    model = dlcore.Sequential([*stack, layers.Dense(3, "softmax")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+    loss = [model.train_on_batch(x, y) for _ in range(30)]
+    assert loss[-1] < loss[0]
+    gamma_1, beta_1, w_1, b_1, gamma_2, beta_2, w_2, b_2 = model.get_weights()
+    h = np.tanh(oracle.layer_norm_forward(x, gamma_1, beta_1, 1e-3)[0] @ w_1 + b_1)
+    expected = oracle.softmax(oracle.layer_norm_forward(h, gamma_2, beta_2, 0.01)[0] @ w_2 + b_2)
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-4)
+    steps = [s.op.name for s in model._engine._steps_of("train")]
+    assert steps.count("sum_chunks_update") == 6
+    assert "optimizer_update" not in steps
+    model.save(tmp_path / "model.safetensors")
+    loaded = dlcore.load(tmp_path / "model.safetensors")
+    assert [layer.config() for layer in loaded.layers] == [layer.config() for layer in model.layers]
+    assert loaded.train_on_batch(x, y) == model.train_on_batch(x, y)
+    for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_files_that_are_no_model(tmp_path):
     from safetensors.numpy import save_file
 
@@ -362,6 +390,7 @@ BAD = {
     "units": (lambda x, y: layers.Dense(0), "units must be a positive integer, got 0"),
     "rate": (lambda x, y: layers.Dropout(1.0), r"rate must lie in \[0, 1\)"),
     "momentum": (lambda x, y: layers.BatchNormalization(momentum=1.0), r"momentum must lie in \[0, 1\)"),
+    "epsilon": (lambda x, y: layers.LayerNormalization(epsilon=0.0), "epsilon must be positive, got 0.0"),
     "initializer": (lambda x, y: layers.Dense(3, kernel_initializer="he"), "unknown initializer 'he'; known"),
     "dtype": (lambda x, y: layers.Dense(3, dtype="float16"), "dtype must be float32 or float64, got float16"),
     "mixed dtypes": (lambda x, y: small(dtype="float64").add(layers.Dense(1, dtype="float32")) or None, None),

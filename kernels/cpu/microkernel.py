@@ -55,7 +55,7 @@ def masks_loads() -> bool:
     return vector_bytes() > 16
 
 
-class _Emitter:
+class Emitter:
     """Shorthands for the IR of one intrinsic on vectors of ``count`` elements."""
 
     def __init__(self, builder: Any, dtype: np.dtype, count: int) -> None:
@@ -131,7 +131,7 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
     def tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, rows_, k, accumulate, bias, tail):
         def codegen(context, builder, signature, arguments):
             a, a_row, a_step, b, b_step, c, c_row, rows_, k, accumulate, bias, tail = arguments
-            e = _Emitter(builder, dtype, count)
+            e = Emitter(builder, dtype, count)
             multiply_add = e.function(f"llvm.fmuladd.{e.suffix}", e.vector, [e.vector] * 3)
             mask = e.mask(tail) if masked else None
             masks = [None] * (vectors - 1) + [mask]
@@ -302,7 +302,7 @@ def _transpose(dtype: np.dtype) -> Any:
     def transpose(typing_context, source, source_row, target, target_row):
         def codegen(context, builder, signature, arguments):
             source, source_row, target, target_row = arguments
-            e = _Emitter(builder, dtype, count)
+            e = Emitter(builder, dtype, count)
 
             def shuffle(left, right, indices):
                 kind = ir.VectorType(_I32, count)

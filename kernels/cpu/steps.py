@@ -65,6 +65,8 @@ _NEW = [
             division="chunks"),
     declare("batch_norm_gradient", "dy:mn x:mn gamma:n mean:n rstd:n dgamma:Cn dbeta:Cn >dx:mn",
             "dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)", division="rows"),
+    declare("layer_norm_gradient", "dy:mn x:mn gamma:n mean:m rstd:m >dx:mn >dgamma:cn >dbeta:cn",
+            "dx of layer_norm_backward; sums of dy xhat and of dy", division="chunks"),
     declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
     declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
             "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1", division="one"),
@@ -73,7 +75,7 @@ _NEW = [
     declare("barrier", "", "wait for all threads", division="parts"),
 ]
 # fmt: on
-MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "clip_by_global_norm")
+MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "layer_norm_backward", "clip_by_global_norm")
 
 STEPS: dict[str, Op] = {
     name: Op(name, op.operands, op.scalars, op.rule, op.doc, _DIVISION.get(name, "rows"))
@@ -115,6 +117,12 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         parts = [_temporary(n, (CHUNKS, gamma.shape[0]), dtype) for n in ("dgamma", "dbeta")]
         yield step("batch_norm_sums", [dy, x, mean, rstd, *parts])
         yield step("batch_norm_gradient", [dy, x, gamma, mean, rstd, *parts, dx])
+        for part, total in zip(parts, (dgamma, dbeta), strict=True):
+            yield step("sum_chunks", [part, total])
+    elif name == "layer_norm_backward":
+        *given, dx, dgamma, dbeta = operands
+        parts = [_temporary(n, (CHUNKS, dgamma.shape[0]), dtype) for n in ("dgamma", "dbeta")]
+        yield step("layer_norm_gradient", [*given, dx, *parts])
         for part, total in zip(parts, (dgamma, dbeta), strict=True):
             yield step("sum_chunks", [part, total])
     elif name == "clip_by_global_norm":

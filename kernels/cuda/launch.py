@@ -27,7 +27,7 @@ from ..lowering import Lowered, lower
 from ..rule import REGISTRY, Rule
 
 SIMULATED = simulated()
-MODULES = ("dense", "rowwise", "norm", "update", "dropout")
+MODULES = ("dense", "rowwise", "norm", "layer_norm", "update", "dropout")
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
 CHUNK = 256  # rows that one block sums before partial sums are merged
