@@ -227,22 +227,31 @@ def _announce(function: Any, cache: Any, signature: Any) -> None:
 
 # ------------------------------------------------------------------------------- rules, as strips of elements
 
+# Loops stand twice where they may run in place: an array that could overlap another in any way is not vectorised.
 _STRIPS = {
     "value": """
 def {name}(z_, y_, n):
-    z = view(z_, n)
     y = view(y_, n)
-    for i in range(z.size):
-        y[i] = value(z[i])
+    if z_ == y_:
+        for i in range(y.size):
+            y[i] = value(y[i])
+    else:
+        z = view(z_, n)
+        for i in range(y.size):
+            y[i] = value(z[i])
 """,
     "slope": """
 def {name}(dy_, z_, y_, dz_, n):
-    dy = view(dy_, n)
     z = view(z_, n)
     y = view(y_, n)
     dz = view(dz_, n)
-    for i in range(dz.size):
-        dz[i] = dy[i] * slope(z[i], y[i])
+    if dy_ == dz_:
+        for i in range(dz.size):
+            dz[i] = dz[i] * slope(z[i], y[i])
+    else:
+        dy = view(dy_, n)
+        for i in range(dz.size):
+            dz[i] = dy[i] * slope(z[i], y[i])
 """,
     "loss": """
 def {name}(p_, y_, d_, n, scale_):

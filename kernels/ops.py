@@ -346,8 +346,10 @@ def optimizer_update(
         raise ValueError(f"step must be at least 1, got {step}")
     _in_place("w", w)
     gradient = _float("g", g, backend)
-    if gradient.shape != w.shape or gradient.dtype != w.dtype:
-        raise ShapeError(f"g is {gradient.dtype} {gradient.shape}; expected {w.dtype} {w.shape}, those of w")
+    if gradient.shape != w.shape:
+        raise ShapeError(f"g has shape {gradient.shape}; expected {w.shape}, that of w")
+    if gradient.dtype != w.dtype:
+        raise ShapeError(f"g is {gradient.dtype}; expected {w.dtype}, the dtype of w")
     if not w.size:
         return
     if backend is _Cpu and len(slots) <= 2 and all(slot.flags.carray for slot in slots):

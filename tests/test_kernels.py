@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tolerance import GRADIENT, assert_close, both, wider
 
 from dlcore import kernels
-from dlcore.kernels.cpu.engine import execute
+from dlcore.kernels.cpu.eager import execute
 
 DTYPES = [np.float32, np.float64]
 SHAPES = [(1, 1, 1), (7, 5, 3), (32, 64, 10), (129, 31, 67)]

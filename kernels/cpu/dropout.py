@@ -26,23 +26,20 @@ def dropout(scratch, first, x, seed, step, y, rate, layer):
     now = np.uint32(step[0] & 0xFFFFFFFF)
     where = np.uint32(layer)
     words = view_bits(scratch, 4 * _STRIP)
-    w0 = words[:_STRIP]
-    w1 = words[_STRIP : 2 * _STRIP]
-    w2 = words[2 * _STRIP : 3 * _STRIP]
-    w3 = words[3 * _STRIP :]
     for i in range(m):
         for begin in range(0, n, 4 * _STRIP):
-            for k in range(w0.size):
+            for k in range(_STRIP):
                 block = np.uint32(begin // 4 + k)
-                w0[k], w1[k], w2[k], w3[k] = philox4x32(block, np.uint32(first + i), now, where, low, high)
+                w0, w1, w2, w3 = philox4x32(block, np.uint32(first + i), now, where, low, high)
+                words[4 * k] = w0
+                words[4 * k + 1] = w1
+                words[4 * k + 2] = w2
+                words[4 * k + 3] = w3
             row = x[i, begin : begin + 4 * _STRIP]
             out = y[i, begin : begin + 4 * _STRIP]
-            whole = row.size // 4
-            for k in range(whole):
-                out[4 * k] = row[4 * k] * scale if w0[k] >= threshold else zero
-                out[4 * k + 1] = row[4 * k + 1] * scale if w1[k] >= threshold else zero
-                out[4 * k + 2] = row[4 * k + 2] * scale if w2[k] >= threshold else zero
-                out[4 * k + 3] = row[4 * k + 3] * scale if w3[k] >= threshold else zero
-            for j in range(4 * whole, row.size):
-                word = words[(j % 4) * _STRIP + j // 4]
-                out[j] = row[j] * scale if word >= threshold else zero
+            if out.ctypes.data == row.ctypes.data:  # twice: arrays that might overlap in any way are not vectorised
+                for j in range(out.size):
+                    out[j] = out[j] * scale if words[j] >= threshold else zero
+            else:
+                for j in range(out.size):
+                    out[j] = row[j] * scale if words[j] >= threshold else zero

@@ -236,7 +236,7 @@ def _row(dtype: np.dtype) -> Any:
     def row(typing_context, a, b, b_row, c, k, n, bias):
         def codegen(context, builder, signature, arguments):
             a, b, b_row, c, k, n, bias = arguments
-            e = _Emitter(builder, dtype, count)
+            e = Emitter(builder, dtype, count)
             multiply_add = e.function(f"llvm.fmuladd.{e.suffix}", e.vector, [e.vector] * 3)
             whole, tail = builder.sdiv(n, e.constant(count)), builder.srem(n, e.constant(count))
             mask = e.mask(tail)

@@ -220,12 +220,17 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
         scale[j] = gamma[j] * rstd[j]
         slope[j] *= scale[j] * rstd[j] * share
         level[j] *= scale[j] * share
+    in_place = dy.ctypes.data == dx.ctypes.data
     last = (m - 1) // _SLAB
     for back in range(last + 1):  # as in batch_norm_apply
         first = (last - back) * _SLAB
         for i in range(first, min(m, first + _SLAB)):
             row = x[i]
-            d = dy[i]
             out = dx[i]
-            for j in range(n):
-                out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
+            if in_place:  # twice, or the compiler takes one element at a time: the two might overlap in any way
+                for j in range(n):
+                    out[j] = (out[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
+            else:
+                d = dy[i]
+                for j in range(n):
+                    out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
