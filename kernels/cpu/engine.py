@@ -157,12 +157,16 @@ class Engine:
             found = self._workspaces[threads] = Workspace(threads, scratch)
         return found
 
-    def _threads(self, name: str, batch: int) -> int:
-        """How many threads a mini-batch of the list is worth."""
+    def seconds(self, name: str, batch: int) -> float:
+        """About how long one thread takes for a mini-batch of the list, good to a factor of 2."""
         key = name, batch
         if key not in self._estimates:
             self._estimates[key] = table.seconds(self._steps_of(name), batch)
-        return table.worthwhile_threads(self._estimates[key], get_num_threads())
+        return self._estimates[key]
+
+    def _threads(self, name: str, batch: int) -> int:
+        """How many threads a mini-batch of the list is worth."""
+        return table.worthwhile_threads(self.seconds(name, batch), get_num_threads())
 
     def _job(self, name: str, steps: int, batch: int, samples: int, first: int, threads: int) -> Workspace:
         """A workspace with the job of a run in it."""
