@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Sequence
@@ -67,17 +68,22 @@ def fit_many(
     _compare_shapes(models)
     data = models[0]._data(x, y)
     batch = min(batch_size, len(data.samples))
-    fleet = _Fleet([model._runner(data, batch) for model in models], shufflers, batch)
+    slices = Slices()
     histories = [History() for _ in models]
     reported: set[int] = set()
     for epoch in range(epochs):
         label = f"epoch {epoch + 1}/{epochs}"
-        values = fleet.epoch(label if verbose == 1 else None, epoch + 1 == epochs)
+        orders = [training.next_order(len(data.samples), shuffler) for shuffler in shufflers]
+        with contextlib.ExitStack() as stack:
+            for model in sorted(models, key=id):  # taken in one order, two calls cannot wait for each other
+                stack.enter_context(model._lock)
+            fleet = _Fleet([model._runner(data, batch) for model in models], batch)
+            values = fleet.epoch(orders, slices, label if verbose == 1 else None, epoch + 1 == epochs)
+            bad = [k for k in fleet.not_finite() if k not in reported]
         for model, history, value in zip(models, histories, values, strict=True):
             history.append(epoch, {**value, "learning_rate": model.optimizer.learning_rate})
         if verbose == 2:
             print(f"{label}: {_describe(values)}")
-        bad = [k for k in fleet.not_finite() if k not in reported]
         reported.update(bad)
         if bad:
             warnings.warn(
@@ -92,29 +98,28 @@ def fit_many(
 class _Fleet:
     """The models' runners, and an epoch of all of them."""
 
-    def __init__(self, runners: list[Runner], shufflers: list[np.random.Generator | None], batch: int) -> None:
-        self.runners, self.shufflers, self.batch = runners, shufflers, batch
-        self.slices = Slices()
+    def __init__(self, runners: list[Runner], batch: int) -> None:
+        self.runners, self.batch = runners, batch
         engines = [runner.engine for runner in runners]
         # where one mini-batch of all models would take longer than a slice may, only some are in a call
         most = int(training.SLICE / engines[0].seconds("train", batch))
         size = get_num_threads() * max(1, most)
         self.groups = [engines[k : k + size] for k in range(0, len(engines), size)]
 
-    def epoch(self, label: str | None, last: bool) -> list[dict[str, float]]:
+    def epoch(self, orders: list[np.ndarray], slices: Slices, label: str | None, last: bool) -> list[dict[str, float]]:
         """Train for an epoch, with a progress bar where there is a ``label``; loss and metrics of each model."""
         from .kernels.cpu.engine import run_many
 
         batch, count, batches = self.batch, self.runners[0].count, 0
-        for runner, shuffler in zip(self.runners, self.shufflers, strict=True):
-            batches = runner.begin("train", batch, training.next_order(count, shuffler))
+        for runner, order in zip(self.runners, orders, strict=True):
+            batches = runner.begin("train", batch, order)
 
         def call(steps: int, done: int) -> None:
             for group in self.groups:
                 run_many(group, "train", steps, batch, count, done)
 
         if label is None:
-            self.slices.run(batches, call)
+            slices.run(batches, call)
             return self.means(batches)
         with tqdm(total=batches, desc=label, unit="batch", disable=None, leave=last) as bar:
 
@@ -122,7 +127,7 @@ class _Fleet:
                 bar.update(steps)
                 bar.set_postfix_str(_describe(self.means(done)), refresh=False)
 
-            self.slices.run(batches, call, after)
+            slices.run(batches, call, after)
         return self.means(batches)
 
     def means(self, done: int) -> list[dict[str, float]]:

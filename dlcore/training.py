@@ -175,20 +175,21 @@ def fit(
     for epoch in epochs:
         for callback in callbacks:
             callback.on_epoch_begin(epoch)
-        runner = model._runner(data, batch)
-        order = next_order(runner.count, shuffler)
+        order = next_order(len(data.samples), shuffler)
         bar = None
         if verbose == 1:
             label = f"epoch {epoch + 1}/{epochs.stop}"
             bar = tqdm(
-                total=-(-runner.count // batch), desc=label, unit="batch", disable=None, leave=epoch + 1 == epochs.stop
+                total=-(-len(order) // batch), desc=label, unit="batch", disable=None, leave=epoch + 1 == epochs.stop
             )
         try:
-            values = _epoch(runner, batch, order, bar)
-            bad = runner.first_not_finite()
-            if validation is not None:
-                held_out = evaluate(model, validation, max(batch, model._engine.rows))
-                values |= {f"val_{name}": value for name, value in held_out.items()}
+            with model._lock:
+                runner = model._runner(data, batch)
+                values = _epoch(runner, batch, order, bar)
+                bad = runner.first_not_finite()
+                if validation is not None:
+                    held_out = evaluate(model, validation, max(batch, model._engine.rows))
+                    values |= {f"val_{name}": value for name, value in held_out.items()}
             if bar is not None:
                 bar.set_postfix_str(describe(values))
         finally:
