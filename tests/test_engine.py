@@ -292,12 +292,13 @@ def test_two_threads_share_a_model(threads):
     assert bits(shared) == bits(alone)
 
 
-def test_two_threads_run_one_instruction(threads):
-    threads(2)
+@pytest.mark.parametrize("n", [1, 2])
+def test_two_threads_run_one_instruction(threads, n):
+    threads(n)
     rng = np.random.default_rng(0)
-    problems = [[rng.standard_normal(s) for s in ((70, 30), (30, 50), (50,))] for _ in range(2)]
+    problems = [[rng.standard_normal(s) for s in ((200, 200), (200, 200), (200,))] for _ in range(2)]
     expected = [kernels.dense_forward(*problem, "tanh") for problem in problems]
-    calls = [lambda p=p: [kernels.dense_forward(*p, "tanh") for _ in range(300)] for p in problems]
+    calls = [lambda p=p: [kernels.dense_forward(*p, "tanh") for _ in range(100)] for p in problems]
     for results, right in zip(at_once(*calls), expected, strict=True):
         assert all(np.array_equal(result, right) for result in results)
 
@@ -312,17 +313,19 @@ def test_denormals_are_flushed_in_the_engine_and_nowhere_else(threads, n):
     model.compile(optimizers.SGD(1.0), "mse")
     x = np.full((64, 8), 1e-20, np.float32)
     model.build((8,))
-    model.set_weights([np.full_like(w, 1e-20) if w.ndim == 2 else w for w in model.get_weights()])
     tiny = np.float32(1e-20)
+    first, *others = (np.ones_like(w) if w.ndim == 2 else w for w in model.get_weights())
+    model.set_weights([first * tiny, *others])
 
     def calculate():
-        history = model.fit(x, np.full((64, 1), 1e-30, np.float32), epochs=3, verbose=0).history["loss"]
-        return model.predict(x), history, tiny * tiny
+        losses = model.fit(x, np.zeros((64, 1), np.float32), epochs=3, verbose=0).history["loss"]
+        return model.predict(x), losses, tiny * tiny
 
-    assert x[:1] @ np.full((8, 1), tiny) > 0  # a denormal
+    assert 0 < (x[0] @ first * tiny)[0] < np.finfo(np.float32).tiny  # what the first layer computes is a denormal
     for outputs, losses, product in (calculate(), *at_once(calculate, calculate)):
-        assert not outputs.any()
+        assert not outputs.any()  # else a normal number, of 1600 denormals
         assert losses == [0.0] * 3
         assert 0 < product < np.finfo(np.float32).tiny
+    assert all(np.array_equal(w, was) for w, was in zip(model.get_weights()[1:], others, strict=True))
     assert taken <= {1, n}
     assert n in taken
