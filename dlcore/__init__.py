@@ -8,6 +8,7 @@ from . import callbacks, initializers, kernels, layers, losses, metrics, optimiz
 from ._version import __version__
 from .checkpoint import load
 from .kernels import activation, get_num_threads, loss, optimizer, set_num_threads
+from .many import fit_many
 from .model import Sequential
 from .random import set_seed
 from .training import History
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "activation",
     "callbacks",
+    "fit_many",
     "get_num_threads",
     "initializers",
     "kernels",

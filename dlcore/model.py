@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ _MOST_STEPS = 8  # sizes of mini-batches that train_on_batch keeps ready
 class Sequential:
     """A network of layers one after another.
 
+    Python threads may share a model: each call waits for the others', and ``fit`` lets them in between epochs.
+
     >>> import dlcore
     >>> model = dlcore.Sequential([dlcore.layers.Input((4,)), dlcore.layers.Dense(3, "relu"), dlcore.layers.Dense(1)])
     >>> model.count_params()
@@ -42,6 +45,7 @@ class Sequential:
         self._engine: Any = None
         self._assembled: tuple[Any, ...] | None = None  # the key of the plan that the program is for
         self._steps: dict[Any, Step] = {}  # by the shape of x
+        self._lock = threading.RLock()  # of the program, and of what is bound to it
         for layer in layers:
             self.add(layer)
 
@@ -124,7 +128,8 @@ class Sequential:
         buffers = [*program.buffers["state"], *program.buffers["parameter"]]
         if program.slots is not None:
             buffers.append(program.slots)
-        return {buffer.name: self._engine.read(buffer) for buffer in buffers}
+        with self._lock:
+            return {buffer.name: self._engine.read(buffer) for buffer in buffers}
 
     def _prepare(self, plan: Plan, rows: int) -> None:
         changed = plan.key != self._assembled
@@ -152,9 +157,10 @@ class Sequential:
         names = [m.name for m in found]
         if len(set(names)) < len(names):
             raise ValueError(f"metrics are named twice: {', '.join(names)}")
-        self._plan = Plan(chosen, found, optimizers.get(optimizer))
-        if self.built:
-            self._assemble(self._engine.rows)
+        with self._lock:
+            self._plan = Plan(chosen, found, optimizers.get(optimizer))
+            if self.built:
+                self._assemble(self._engine.rows)
 
     @property
     def optimizer(self) -> optimizers.Optimizer:
@@ -170,15 +176,16 @@ class Sequential:
         loss = self._plan.loss
         if loss is None:
             raise RuntimeError("the model has no loss yet; call compile(optimizer, loss)")
-        self._ensure_built(x)
-        dtype = self.dtype
-        matrix = arrays.samples(x, self.input_shape, dtype)
-        if not matrix.shape[0]:
-            raise ValueError("x has no samples")
-        logits = loss.from_logits or self._absorbs()
-        target = arrays.targets(y, matrix.shape[0], self._outputs(), loss, logits, dtype)
-        weight = arrays.weights(sample_weight, class_weight, target, dtype)
-        return training.Data(matrix, target, weight)
+        with self._lock:
+            self._ensure_built(x)
+            dtype = self.dtype
+            matrix = arrays.samples(x, self.input_shape, dtype)
+            if not matrix.shape[0]:
+                raise ValueError("x has no samples")
+            logits = loss.from_logits or self._absorbs()
+            target = arrays.targets(y, matrix.shape[0], self._outputs(), loss, logits, dtype)
+            weight = arrays.weights(sample_weight, class_weight, target, dtype)
+            return training.Data(matrix, target, weight)
 
     def _absorbs(self) -> bool:
         from .network import _absorbs
@@ -244,8 +251,9 @@ class Sequential:
         return_dict: bool = False,
     ) -> Any:
         """The mean loss over the samples, and the metrics: a number, a list, or a dict."""
-        data = self._data(x, y, sample_weight)
-        result = training.evaluate(self, data, training.positive("batch_size", batch_size))
+        with self._lock:
+            data = self._data(x, y, sample_weight)
+            result = training.evaluate(self, data, training.positive("batch_size", batch_size))
         if verbose:
             print(training.describe(result))
         return _result([*result.values()], [*result], return_dict)
@@ -253,30 +261,33 @@ class Sequential:
     def predict(self, x: Any, batch_size: int = _DEFAULT_ROWS, verbose: int = 0) -> np.ndarray:
         """The outputs ``(samples, outputs)`` for ``x``, as a NumPy array."""
         rows = training.positive("batch_size", batch_size)
-        if not self.built:
-            self._ensure_built(x)
-        matrix = arrays.samples(x, self.input_shape, self.dtype)
-        assert self._network is not None
-        return training.predict(self._engine, self._network, matrix, rows)
+        with self._lock:
+            if not self.built:
+                self._ensure_built(x)
+            matrix = arrays.samples(x, self.input_shape, self.dtype)
+            assert self._network is not None
+            return training.predict(self._engine, self._network, matrix, rows)
 
     def train_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """One step on one mini-batch; the loss (and metrics) before the update."""
-        step = self._steps.get(getattr(x, "shape", None)) if sample_weight is None else None
-        known = None if step is None else step(x, y)
-        if known is not None:
-            return _result(known, self._network.histories, return_dict)  # type: ignore[union-attr]
-        data = self._data(x, y, sample_weight)
-        values = self._runner(data, len(data.samples)).whole("train")
-        if self._engine.device == "cpu" and Step.suits(x, y, data):
-            if len(self._steps) >= _MOST_STEPS:
-                self._steps.clear()
-            self._steps[x.shape] = Step(self, x, y, data)
-        return _result([*values.values()], [*values], return_dict)
+        with self._lock:
+            step = self._steps.get(getattr(x, "shape", None)) if sample_weight is None else None
+            known = None if step is None else step(x, y)
+            if known is not None:
+                return _result(known, self._network.histories, return_dict)  # type: ignore[union-attr]
+            data = self._data(x, y, sample_weight)
+            values = self._runner(data, len(data.samples)).whole("train")
+            if self._engine.device == "cpu" and Step.suits(x, y, data):
+                if len(self._steps) >= _MOST_STEPS:
+                    self._steps.clear()
+                self._steps[x.shape] = Step(self, x, y, data)
+            return _result([*values.values()], [*values], return_dict)
 
     def test_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """The loss (and metrics) of one mini-batch."""
-        data = self._data(x, y, sample_weight)
-        values = self._runner(data, len(data.samples)).whole("test")
+        with self._lock:
+            data = self._data(x, y, sample_weight)
+            values = self._runner(data, len(data.samples)).whole("test")
         return _result([*values.values()], [*values], return_dict)
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
@@ -287,8 +298,9 @@ class Sequential:
 
     def get_weights(self) -> list[np.ndarray]:
         """Copies of all weights, layer by layer: kernel, bias; gamma, beta, moving mean, moving variance."""
-        self._ensure_built()
-        return [self._engine.read(v[0]) for layer in self.layers for v in layer.variables.values()]
+        with self._lock:
+            self._ensure_built()
+            return [self._engine.read(v[0]) for layer in self.layers for v in layer.variables.values()]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set all weights, in the order of :meth:`get_weights`."""
@@ -299,8 +311,9 @@ class Sequential:
         for buffer, value in zip(variables, weights, strict=True):
             if np.shape(value) != tuple(buffer.shape):
                 raise ValueError(f"{buffer.name} has shape {np.shape(value)}; expected {tuple(buffer.shape)}")
-        for buffer, value in zip(variables, weights, strict=True):
-            self._engine.write(buffer, np.asarray(value, self.dtype))
+        with self._lock:
+            for buffer, value in zip(variables, weights, strict=True):
+                self._engine.write(buffer, np.asarray(value, self.dtype))
 
     def count_params(self) -> int:
         """The number of weights in all, trained or not."""

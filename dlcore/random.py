@@ -33,3 +33,12 @@ def generator() -> np.random.Generator:
 def draw_seed() -> int:
     """A fresh 63-bit seed."""
     return int(_generator.integers(0, 2**63))
+
+
+def child() -> np.random.Generator:
+    """A generator of its own for one purpose, seeded by a single draw.
+
+    What comes after does not depend on how much the purpose needs: ``fit`` shuffles with one, and so models that are
+    fitted at once see the orders that they would see one after the other.
+    """
+    return np.random.default_rng(draw_seed())

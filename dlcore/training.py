@@ -17,7 +17,7 @@ from .callbacks import Callback
 from .network import Network
 from .optimizers import Optimizer
 
-_SLICE = 0.05  # seconds in native code at a time: Ctrl-C and the progress bar wait no longer than this
+SLICE = 0.05  # seconds in native code at a time: Ctrl-C and the progress bar wait no longer than this
 
 
 def positive(name: str, value: Any) -> int:
@@ -64,6 +64,28 @@ class Data:
         )
 
 
+class Slices:
+    """Cuts a pass over mini-batches into native calls of at most about 50 ms; it learns how many that are."""
+
+    def __init__(self) -> None:
+        self.steps = 1
+
+    def run(
+        self, batches: int, call: Callable[[int, int], None], after: Callable[[int, int], None] | None = None
+    ) -> None:
+        """``call(steps, done)`` until ``batches`` are done, and ``after(steps, done)`` behind each."""
+        done = 0
+        while done < batches:
+            steps = min(self.steps, batches - done)
+            start = time.perf_counter()
+            call(steps, done)
+            seconds = max(time.perf_counter() - start, 1e-6)
+            done += steps
+            if after is not None:
+                after(steps, done)
+            self.steps = max(1, min(10 * self.steps, int(steps * SLICE / seconds)))
+
+
 class Runner:
     """Binds data to an engine and runs lists of its program over it."""
 
@@ -79,25 +101,21 @@ class Runner:
         histories = {f"history_{name}": np.zeros(batches) for name in self.network.histories}
         self.engine.bind(**bindings, **histories)
 
-    def run(self, name: str, batch: int, order: np.ndarray, after: Callable[[int, int], None] | None = None) -> None:
-        """Run all samples in mini-batches, in slices of native code of at most about 50 ms.
-
-        ``after(steps, done)`` is called after each slice.
-        """
+    def begin(self, name: str, batch: int, order: np.ndarray) -> int:
+        """Make the engine ready for a pass of list ``name`` over all samples; the number of its mini-batches."""
         batches = -(-self.count // batch)
         self.bind(order, batches)
         if name == "train":
             self.engine.write(self.network.hyper, self.optimizer.hyper())
-        done, steps = 0, 1
-        while done < batches:
-            steps = min(steps, batches - done)
-            start = time.perf_counter()
+        return batches
+
+    def run(self, name: str, batch: int, order: np.ndarray, after: Callable[[int, int], None] | None = None) -> None:
+        """Run all samples in mini-batches, in slices; ``after(steps, done)`` is called after each slice."""
+
+        def call(steps: int, done: int) -> None:
             self.engine.run(name, steps, batch, self.count, done)
-            seconds = max(time.perf_counter() - start, 1e-6)
-            done += steps
-            if after is not None:
-                after(steps, done)
-            steps = max(1, min(10 * steps, int(steps * _SLICE / seconds)))
+
+        Slices().run(self.begin(name, batch, order), call, after)
 
     def means(self, batch: int, done: int) -> dict[str, float]:
         """The mean over the samples of the first ``done`` mini-batches of each history."""
@@ -120,6 +138,11 @@ class Runner:
 def describe(values: dict[str, float]) -> str:
     """``loss 0.1234  accuracy 0.9876``"""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def next_order(count: int, shuffler: np.random.Generator | None) -> np.ndarray:
+    """The order of the samples in the next epoch: shuffled, or as they are where there is no ``shuffler``."""
+    return np.arange(count) if shuffler is None else shuffler.permutation(count)
 
 
 def _epoch(runner: Runner, batch: int, order: np.ndarray, bar: Any) -> dict[str, float]:
@@ -148,23 +171,25 @@ def fit(
         callback.model = model
     batch = min(batch, len(data.samples))
     warned = False
+    shuffler = random.child() if shuffle else None
     for epoch in epochs:
         for callback in callbacks:
             callback.on_epoch_begin(epoch)
-        runner = model._runner(data, batch)
-        order = random.generator().permutation(runner.count) if shuffle else np.arange(runner.count)
+        order = next_order(len(data.samples), shuffler)
         bar = None
         if verbose == 1:
             label = f"epoch {epoch + 1}/{epochs.stop}"
             bar = tqdm(
-                total=-(-runner.count // batch), desc=label, unit="batch", disable=None, leave=epoch + 1 == epochs.stop
+                total=-(-len(order) // batch), desc=label, unit="batch", disable=None, leave=epoch + 1 == epochs.stop
             )
         try:
-            values = _epoch(runner, batch, order, bar)
-            bad = runner.first_not_finite()
-            if validation is not None:
-                held_out = evaluate(model, validation, max(batch, model._engine.rows))
-                values |= {f"val_{name}": value for name, value in held_out.items()}
+            with model._lock:
+                runner = model._runner(data, batch)
+                values = _epoch(runner, batch, order, bar)
+                bad = runner.first_not_finite()
+                if validation is not None:
+                    held_out = evaluate(model, validation, max(batch, model._engine.rows))
+                    values |= {f"val_{name}": value for name, value in held_out.items()}
             if bar is not None:
                 bar.set_postfix_str(describe(values))
         finally:

@@ -40,7 +40,7 @@ class Engine:
         self._steps: dict[str, list[Instruction]] = {}
         self._tables: dict[tuple[str, int], Table] = {}
         self._workspaces: dict[int, Workspace] = {}
-        self._worth: dict[tuple[str, int], int] = {}
+        self._estimates: dict[tuple[str, int], float] = {}
         self._externs: dict[str, np.ndarray] = {}
         self.lock = threading.RLock()
         self.reserve(rows)
@@ -108,12 +108,16 @@ class Engine:
             found = self._workspaces[threads] = Workspace(threads, scratch)
         return found
 
+    def seconds(self, name: str, batch: int) -> float:
+        """About how long one thread takes for a mini-batch of the list, good to a factor of 2."""
+        key = name, batch
+        if key not in self._estimates:
+            self._estimates[key] = table.seconds(self._steps_of(name), batch)
+        return self._estimates[key]
+
     def _threads(self, name: str, batch: int) -> int:
         """How many threads a mini-batch of the list is worth."""
-        key = name, batch
-        if key not in self._worth:
-            self._worth[key] = table.worthwhile_threads(table.seconds(self._steps_of(name), batch))
-        return min(self._worth[key], get_num_threads())
+        return min(table.worthwhile_threads(self.seconds(name, batch)), get_num_threads())
 
     def _job(self, name: str, steps: int, batch: int, samples: int, first: int, threads: int) -> Workspace:
         """A workspace with the job of a run in it."""

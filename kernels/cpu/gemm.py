@@ -8,13 +8,16 @@ share of rows or columns a thread has, so that a result repeats bit for bit for 
 from __future__ import annotations
 
 from ..native import call_pack, call_panel, call_row, view, view_bytes, view_words
-from .microkernel import VECTORS, vector_bytes
+from .microkernel import VECTORS, copy_line, masks_loads, vector_bytes
 
 _VECTOR = vector_bytes()
 _WIDE = VECTORS * _VECTOR  # bytes of a row of a packed panel
+_MASKS_LOADS = masks_loads()
 DEPTH = 512  # of the inner index: a packed panel of B takes 96 KiB
 BLOCK_ROWS = 256  # of A, that pass over a panel of B while it is in the L2 cache
-_WORTH_PACKING = 64  # rows; a copy of B costs about as much as four rows of tiles
+# Rows. A copy of B costs about as much as four rows of tiles; tiles of half the rows read B twice as often (float64 on
+# AVX2, 32 rows: 26 GF in place, 35 packed).
+_WORTH_PACKING = 64 if _VECTOR == 64 else 32
 KERNELS = 2 * VECTORS + 2
 SCRATCH = DEPTH * _WIDE  # bytes a thread needs: a panel of B
 
@@ -45,6 +48,9 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
     ``C`` ``c_row``; where ``transposed`` is not 0, the rows of ``B`` are those of ``B^T``. ``bias`` is an address or 0.
     ``kernels_`` is the address of a vector of addresses: the panels for ``n`` columns, pack_transposed and row_product
     (see microkernel.py). Kernels reach this function by its address: it is compiled once for all.
+
+    Panels of ``B`` are packed where that pays, and where a tile would read beyond its last row: tiles load whole
+    vectors unless the CPU masks loads.
     """
     kernels = view_words(kernels_, KERNELS)
     size = view(c, 1).itemsize
@@ -68,7 +74,7 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
                     strip_step = _WIDE
                     call_pack(kernels[2 * VECTORS], b + j * b_row + p * size, b_row, scratch, depth, columns)
                     strip = scratch
-                elif m >= _WORTH_PACKING:
+                elif m >= _WORTH_PACKING or (tail > 0 and not _MASKS_LOADS):
                     strip_step = vectors * _VECTOR
                     copy_panel(strip, b_row, scratch, strip_step, depth, columns * size)
                     strip = scratch
@@ -85,8 +91,12 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
 
 def copy_panel(source, row, target, step, k, width):
     """``k`` runs of ``width`` bytes, ``row`` bytes apart, to runs ``step`` bytes apart."""
-    for p in range(k):
-        copy_bytes(source + p * row, target + p * step, width)
+    if width == VECTORS * _VECTOR:
+        for p in range(k):
+            copy_line(source + p * row, target + p * step)
+    else:
+        for p in range(k):
+            copy_bytes(source + p * row, target + p * step, width)
 
 
 def copy_bytes(source, target, width):

@@ -64,8 +64,9 @@ def work(job_, thread):
         context[INDEX] = index
         context[CHUNK] = size
         context[CHUNKS] = chunks
-        context[CHUNK_FIRST] = chunks * thread // threads
-        context[CHUNK_LAST] = chunks * (thread + 1) // threads
+        # rounded up: the first thread has a chunk however few there are, for it alone moves the running statistics
+        context[CHUNK_FIRST] = (chunks * thread + threads - 1) // threads
+        context[CHUNK_LAST] = (chunks * (thread + 1) + threads - 1) // threads
         context[FIRST] = context[CHUNK_FIRST] * size
         context[LAST] = min(rows, context[CHUNK_LAST] * size)
         row = job[TABLE]

@@ -17,9 +17,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
 
 from .. import compile as compiler
+from .machine import intrinsic
 
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
@@ -292,6 +292,20 @@ def row_product(dtype: np.dtype) -> Any:
     text = f"def {name}(a, b, b_row, c, k, n, bias):\n    row(a, b, b_row, c, k, n, bias)\n"
     function = compiler.make(text, name, {"row": _row(dtype)}, str(vector_bytes()))
     return compiler.callback(function, types.void(*[types.int64] * 7))
+
+
+@intrinsic
+def copy_line(typing_context, source, target):
+    """Copy the bytes of VECTORS vectors: a row of a whole panel. A loop over bytes becomes a call of memcpy."""
+
+    def codegen(context, builder, signature, arguments):
+        e = Emitter(builder, np.dtype(np.float32), vector_bytes() // 4)
+        values = [e.load(arguments[0], v * vector_bytes()) for v in range(VECTORS)]
+        for v, value in enumerate(values):
+            e.store(value, arguments[1], v * vector_bytes())
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 def _transpose(dtype: np.dtype) -> Any:

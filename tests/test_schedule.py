@@ -1,0 +1,202 @@
+"""The order of steps, their barriers, and the optimizer on gradients in the cache: small programs made by hand."""
+
+import numpy as np
+import pytest
+
+import dlcore
+from dlcore import layers, optimizers
+from dlcore.kernels import find
+from dlcore.kernels.cpu.schedule import order, with_barriers
+from dlcore.kernels.cpu.steps import divide_few_rows, fuse_updates, step
+from dlcore.kernels.cpu.table import steps_of
+from dlcore.kernels.instructions import CHUNKS, ROWS
+from dlcore.kernels.program import Buffer, Builder
+
+RELU, ADAM = find("activation", "relu"), find("optimizer", "adam")
+
+
+def buffer(name, *shape, dtype=np.float32):
+    return Buffer(name, shape, np.dtype(dtype), "work", 0)
+
+
+x, z = buffer("x", ROWS, 5), buffer("z", ROWS, 5)
+y, dy, other = buffer("y", ROWS, 7), buffer("dy", ROWS, 7), buffer("other", ROWS, 7)
+w, dw, b, db = buffer("w", 5, 7), buffer("dw", 5, 7), buffer("b", 7), buffer("db", 7)
+mean, rstd, gamma = (buffer(name, 7) for name in ("mean", "rstd", "gamma"))
+sums, more_sums = buffer("sums", CHUNKS, 7), buffer("more sums", CHUNKS, 7)
+value, history = buffer("value", ROWS), buffer("history", 9, dtype=np.float64)
+hyper, uniforms = buffer("hyper", 6, dtype=np.float64), buffer("uniforms", 8)
+count, squares = buffer("count", 1, dtype=np.int64), buffer("squares", 1, dtype=np.float64)
+
+FORWARD = step("dense_forward", [x, w, b, None, y], RELU)
+SLOPE = step("activation_backward", [dy, y, y, dy], RELU)
+COLUMN_SUMS = step("dense_backward_z", [dy, None, y, dy, sums], RELU)
+SUM = step("sum_chunks", [sums, db])
+SUM_AGAIN = step("sum_chunks", [sums, b])
+WEIGHTS = step("dense_backward_w", [x, dy, dw])
+INPUTS = step("dense_backward_x", [dy, w, z])
+UPDATE = step("optimizer_update", [buffer("all", 35), buffer("all d", 35), buffer("slots", 2, 35), uniforms], ADAM)
+BEGIN = step("optimizer_begin", [hyper, count, uniforms], ADAM)
+RECORD = step("record", [value, history])
+ACCURACY = step("binary_accuracy", [y, other, value], scalars=[0.5])
+NORM_SUMS = step("batch_norm_sums", [dy, y, mean, rstd, sums, more_sums])
+NORM_SLOPE = step("batch_norm_gradient", [dy, y, gamma, mean, rstd, sums, more_sums, other])
+SQUARES, CLIP = step("sum_of_squares", [buffer("g", 35), squares]), step("clip", [squares, hyper, uniforms])
+FORWARD_COLUMNS = step("dense_forward_columns", [x, w, b, None, y], RELU)
+
+
+def names(steps):
+    return [s.op.name for s in steps]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (FORWARD, SLOPE),  # each thread reads the rows it wrote
+        (SLOPE, FORWARD),  # and overwrites what only it reads
+        (FORWARD, INPUTS),  # both read the weights
+        (SUM, SUM_AGAIN),  # the first thread writes what others wrote before the last meeting
+        (WEIGHTS, INPUTS),  # both read the gradient
+        (ACCURACY, SLOPE),
+        (BEGIN, FORWARD),
+        (SQUARES, FORWARD),
+        (FORWARD, step("softmax_forward", [y, other])),
+    ],
+    ids=lambda s: s.op.name,
+)
+def test_no_meeting_where_threads_keep_to_themselves(first, second):
+    assert names(with_barriers([first, second])) == [first.op.name, second.op.name, "barrier"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (COLUMN_SUMS, SUM),  # the first thread reads what all wrote
+        (COLUMN_SUMS, WEIGHTS),  # every thread reads all rows
+        (INPUTS, step("dense_update", [x, dy, dw, w, buffer("slots", 2, 35), uniforms], ADAM, [0])),  # w is overwritten
+        (NORM_SUMS, NORM_SLOPE),
+        (ACCURACY, RECORD),
+        (RECORD, ACCURACY),  # the next step's rows over what the first thread still reads
+        (SUM, COLUMN_SUMS),
+        (BEGIN, UPDATE),
+        (SQUARES, CLIP),
+        (CLIP, UPDATE),
+        (FORWARD, FORWARD_COLUMNS),  # rows and columns of one array
+        (FORWARD_COLUMNS, SLOPE),
+        (WEIGHTS, step("dense_forward", [x, dw, b, None, y], RELU)),
+    ],
+    ids=lambda s: s.op.name,
+)
+def test_a_meeting_at_every_hazard(first, second):
+    assert names(with_barriers([first, second])) == [first.op.name, "barrier", second.op.name, "barrier"]
+
+
+def test_a_region_overlaps_its_buffers():
+    builder = Builder()
+    weight, gradient = builder.parameter("w", (5, 7))
+    parameters, gradients, slots = builder.whole(2)
+    update = step("optimizer_update", [parameters, gradients, slots, uniforms], ADAM)
+    writes, reads = step("dense_backward_w", [x, dy, gradient]), step("dense_forward", [x, weight, b, None, y], RELU)
+    assert names(with_barriers([writes, update, reads])) == [
+        "dense_backward_w", "barrier", "optimizer_update", "barrier", "dense_forward", "barrier",
+    ]  # fmt: skip
+    beside = step("dense_forward", [x, w, b, None, y], RELU)
+    assert names(with_barriers([update, beside])) == ["optimizer_update", "dense_forward", "barrier"]
+
+
+def test_a_meeting_serves_all_before_it():
+    assert names(with_barriers([COLUMN_SUMS, ACCURACY, SUM, RECORD, WEIGHTS])) == [
+        "dense_backward_z", "binary_accuracy", "barrier", "sum_chunks", "record", "dense_backward_w", "barrier",
+    ]  # fmt: skip
+    assert with_barriers([]) == []
+
+
+def test_arrays_are_known_by_their_memory():
+    a, out, twice = np.zeros((4, 3)), np.zeros((4, 3)), np.zeros((4, 3))
+    first, second = step("softmax_forward", [a, out]), step("softmax_forward", [out, twice])
+    assert names(with_barriers([first, second])) == ["softmax_forward"] * 2 + ["barrier"]
+    total = step("sum_chunks", [out, np.zeros(3)])
+    assert names(with_barriers([first, total])) == ["softmax_forward", "barrier", "sum_chunks", "barrier"]
+
+
+def test_weights_come_late():
+    assert order([WEIGHTS, INPUTS, RECORD, FORWARD]) == [INPUTS, FORWARD, WEIGHTS, RECORD]
+    assert order([BEGIN, FORWARD]) == [BEGIN, FORWARD]  # first, so that its meeting is not one more
+
+
+def test_weights_come_no_later_than_they_may():
+    over = step("activation_backward", [other, y, y, dy], RELU)  # overwrites the rows that WEIGHTS reads
+    assert order([WEIGHTS, over]) == [WEIGHTS, over]
+    assert order([SUM, WEIGHTS, over]) == [SUM, WEIGHTS, over]  # what was waiting before goes first
+    assert order([WEIGHTS, SUM, over]) == [WEIGHTS, over, SUM]
+
+
+# ------------------------------------------------------------------------------------------------------ whole models
+
+
+def program(stack, optimizer, features=33):
+    model = dlcore.Sequential([layers.Input((features,)), *stack], device="cpu")
+    model.compile(optimizer, "sparse_categorical_crossentropy", ["accuracy"])
+    model.train_on_batch(np.zeros((3, features), np.float32), np.zeros(3, np.int64))
+    return model.program
+
+
+def dense():
+    return [layers.Dense(7, "relu"), layers.Dense(5, "softmax")]
+
+
+def test_the_optimizer_runs_on_gradients_in_the_cache():
+    made = program(dense(), "adam")
+    steps = steps_of(made.lists["train"], made)
+    fused = [s for s in steps if s.op.name in ("dense_update", "sum_chunks_update")]
+    offsets, _, _ = made.layout(1)
+    weights = {s.operands[-3].name: int(s.scalars[0]) for s in fused}
+    assert weights == {
+        buffer.name: (offsets[buffer] - offsets[made.parameters]) // 4 for buffer in made.buffers["parameter"]
+    }
+    assert len(set(weights.values())) == 4
+    assert not {"optimizer_update", "dense_backward_w", "sum_chunks"} & set(names(steps))
+    rows = [k for k, s in enumerate(steps) if s.op.division in ("rows", "chunks")]
+    assert max(rows) < min(steps.index(s) for s in fused)  # no row sees a weight of the next step
+    assert names(with_barriers(steps)).count("barrier") == 2  # before the weights are changed, and at the end
+
+
+def test_not_where_the_norm_of_all_gradients_comes_first():
+    made = program(dense(), optimizers.Adam(global_clipnorm=1.0))
+    steps = steps_of(made.lists["train"], made)
+    assert names(steps)[-3:] == ["sum_of_squares", "clip", "optimizer_update"]
+    assert not {"dense_update", "sum_chunks_update"} & set(names(steps))
+
+
+def test_not_where_a_gradient_comes_from_elsewhere_or_rows_come_later():
+    made = program(dense(), "adam")
+    plain = steps_of(made.lists["train"])
+    assert names(plain)[-1] == "optimizer_update"
+    without = [s for s in plain if s.op.name != "sum_chunks"]
+    assert fuse_updates(without, made) == without
+    first_update = names(plain).index("dense_backward_w")
+    moved = [*plain[: first_update + 1], plain[2], *plain[first_update + 1 :]]
+    assert moved[first_update + 1].op.division == "rows"
+    assert fuse_updates(moved, made) == moved
+    assert fuse_updates(plain, made) != plain
+
+
+def test_batch_norm_costs_a_meeting_each_way():
+    stack = [layers.Dense(7), layers.BatchNormalization(), layers.Dense(5, "softmax")]
+    made = program(stack, "adam")
+    assert names(with_barriers(steps_of(made.lists["train"], made))).count("barrier") == 4
+
+
+def test_evaluation_and_prediction_meet_seldom():
+    made = program(dense(), "adam")
+    assert names(with_barriers(steps_of(made.lists["test"]))).count("barrier") == 2  # before the records, at the end
+    assert names(with_barriers(steps_of(made.lists["predict"]))).count("barrier") == 1
+
+
+@pytest.mark.parametrize(("rows", "threads", "divided"), [(16, 2, True), (17, 2, False), (17, 3, True), (1, 1, False)])
+def test_few_rows_are_divided_by_columns(rows, threads, divided):
+    made = program([layers.Dense(400), layers.Dense(400), layers.Dense(5, "softmax")], "adam", features=400)
+    found = names(divide_few_rows(steps_of(made.lists["train"], made), rows, threads))
+    assert found.count("dense_forward_columns") == 2 * divided
+    assert found.count("dense_forward") == 3 - 2 * divided  # the last has too few weights
+    assert found.count("dense_backward_x_columns") == divided
