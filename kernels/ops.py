@@ -106,8 +106,9 @@ def dense_backward(
     for name, array in (("dy", dy), ("x", x), ("w", w), ("y", y)):
         _matrix(name, array)
     dz = backend.empty(dy.shape, dy.dtype)
-    db = backend.zeros(w.shape[1:], w.dtype) if bias else None
-    dw, dx = backend.zeros(w.shape, w.dtype), backend.empty(x.shape, x.dtype)
+    new = backend.empty if len(dy) else backend.zeros  # sums over no rows are 0
+    db = new(w.shape[1:], w.dtype) if bias else None
+    dw, dx = new(w.shape, w.dtype), backend.empty(x.shape, x.dtype)
     _run(backend, "dense_backward_z", [dy, z, y, dz, db], rule)
     _run(backend, "dense_backward_w", [x, dz, dw])
     _run(backend, "dense_backward_x", [dz, w, dx])
@@ -201,7 +202,8 @@ def batch_norm_backward(dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tu
     arrays = {"dy": dy, "x": x, "gamma": gamma, "mean": mean, "rstd": rstd}
     backend = _backend(*arrays.values())
     operands = [_float(name, array, backend) for name, array in arrays.items()]
-    dx, dgamma, dbeta = (backend.zeros(s, dy.dtype) for s in (x.shape, gamma.shape, gamma.shape))
+    new = backend.empty if len(dy) else backend.zeros
+    dx, dgamma, dbeta = (new(s, dy.dtype) for s in (x.shape, gamma.shape, gamma.shape))
     _run(backend, "batch_norm_backward", [*operands, dx, dgamma, dbeta])
     return dx, dgamma, dbeta
 

@@ -22,6 +22,7 @@ def batch_norm_moments(scratch, x, shift, offset, squares):
     sums = view(scratch, n)
     spread = view(scratch + n * x.itemsize, n)
     base = view(scratch + 2 * n * x.itemsize, n)
+    number = x.dtype.type
     for first in range(0, m, _SLAB):
         count = min(_SLAB, m - first)
         slab = x[first : first + count]
@@ -34,14 +35,14 @@ def batch_norm_moments(scratch, x, shift, offset, squares):
             for j in range(n):
                 s = float(sums[j])
                 shift[j] = base[j]
-                offset[j] = s * inverse
-                squares[j] = float(spread[j]) - s * s * inverse
+                offset[j] = number(s * inverse)
+                squares[j] = number(float(spread[j]) - s * s * inverse)
         else:
             for j in range(n):
                 s = float(sums[j])
-                delta = float(base[j] - shift[j]) + s * inverse - offset[j]
-                offset[j] += delta * weight
-                squares[j] += float(spread[j]) - s * s * inverse + delta * delta * cross
+                delta = float(base[j] - shift[j]) + s * inverse - float(offset[j])
+                offset[j] += number(delta * weight)
+                squares[j] += number(float(spread[j]) - s * s * inverse + delta * delta * cross)
 
 
 def _average_of_first(x, base):
@@ -145,8 +146,8 @@ def _merge(shifts, offsets, squares, rows, base, total, spread):
     size = chunk_rows(rows)
     spread[:] = squares[0]
     for j in range(n):
-        base[j] = float(shifts[0, j]) + offsets[0, j]
-        total[j] = float(shifts[0, j]) - base[j] + offsets[0, j]  # what the rounding of the base left over
+        base[j] = float(shifts[0, j]) + float(offsets[0, j])
+        total[j] = float(shifts[0, j]) - base[j] + float(offsets[0, j])  # what the rounding of the base left over
     for c in range(1, chunks):
         before = c * size
         count = min(size, rows - before)
@@ -156,9 +157,9 @@ def _merge(shifts, offsets, squares, rows, base, total, spread):
         offset = offsets[c]
         square = squares[c]
         for j in range(n):
-            delta = float(shift[j]) - base[j] + offset[j] - total[j]
+            delta = float(shift[j]) - base[j] + float(offset[j]) - total[j]
             total[j] += delta * weight
-            spread[j] += square[j] + delta * delta * cross
+            spread[j] += float(square[j]) + delta * delta * cross
     for j in range(n):
         total[j] += base[j]
 

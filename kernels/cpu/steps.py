@@ -27,9 +27,15 @@ MOST_CHUNKS = 32
 
 
 def chunk_rows(rows: int) -> int:
-    """The rows of a chunk of a mini-batch of ``rows`` rows; the last chunk may have fewer."""
-    eight = 8 * MOST_CHUNKS
-    return max(CHUNK_ROWS, 8 * ((rows + eight - 1) // eight))
+    """The rows of a chunk of a mini-batch of ``rows`` rows; the last chunk may have fewer.
+
+    Their number is a power of two, to be shared evenly, and about the square root of half the rows, so that the sums of
+    chunks are few beside the rows.
+    """
+    count = 1
+    while count < MOST_CHUNKS and rows >= 2 * CHUNK_ROWS * count and rows >= 8 * count * count:
+        count *= 2
+    return 8 * ((rows + 8 * count - 1) // (8 * count))
 
 
 def chunk_count(rows: int) -> int:
@@ -54,11 +60,11 @@ _NEW = [
     declare("sum_chunks", "sums:Cn >total:n", "total = the sum of the chunks, in order", division="one"),
     declare("sum_chunks_update", "sums:Cn >g:n +w:n +slots:SP uniforms:U", "the same, and the optimizer on it",
             scalars="offset", rule="optimizer", division="one"),
-    declare("batch_norm_moments", "x:mn >shift:cn >offset:cn[d] >squares:cn[d]",
+    declare("batch_norm_moments", "x:mn >shift:cn >offset:cn >squares:cn",
             "of each column of a chunk: shift + offset = the mean, and the sum of squared deviations",
             division="chunks"),
     declare("batch_norm_apply",
-            "x:mn gamma:n beta:n +running_mean:n +running_var:n shifts:Cn offsets:Cn[d] squares:Cn[d] =mean:n =rstd:n "
+            "x:mn gamma:n beta:n +running_mean:n +running_var:n shifts:Cn offsets:Cn squares:Cn =mean:n =rstd:n "
             ">y:mn",
             "y = gamma (x - mean) rstd + beta", scalars="momentum epsilon", division="rows"),
     declare("batch_norm_sums", "dy:mn x:mn mean:n rstd:n >dgamma:cn >dbeta:cn", "sums of dy xhat and of dy",
@@ -107,8 +113,7 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
             yield step("sum_chunks", [sums, db])
     elif name == "batch_norm_forward":
         x, gamma, beta, running_mean, running_var, mean, rstd, y = operands
-        kinds = {"shifts": dtype, "offsets": np.float64, "squares": np.float64}
-        moments = [_temporary(n, (CHUNKS, gamma.shape[0]), kind) for n, kind in kinds.items()]
+        moments = [_temporary(n, (CHUNKS, gamma.shape[0]), dtype) for n in ("shifts", "offsets", "squares")]
         yield step("batch_norm_moments", [x, *moments])
         rest = [running_mean, running_var, *moments, mean, rstd, y]
         yield step("batch_norm_apply", [x, gamma, beta, *rest], None, instruction.scalars)
