@@ -13,7 +13,7 @@ import pytest
 
 import dlcore
 from dlcore import kernels, layers, optimizers
-from dlcore.kernels.cpu import eager, engine, prepared, table
+from dlcore.kernels.cpu import engine, prepared, table
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOSS = "sparse_categorical_crossentropy"
@@ -139,6 +139,7 @@ def test_every_index_is_checked_where_that_is_asked_for(tmp_path):
     out = python(
         f"""
         import numba
+        from dlcore.kernels.cpu import eager
         x, y = data()
         for name in ("normed", "clipped"):
             *result, model = train(name)

@@ -7,7 +7,7 @@ import dlcore
 from dlcore import layers, optimizers
 from dlcore.kernels import find
 from dlcore.kernels.cpu.schedule import order, with_barriers
-from dlcore.kernels.cpu.steps import divide_few_rows, fuse_updates, step
+from dlcore.kernels.cpu.steps import divide_by_columns, fuse_updates, step
 from dlcore.kernels.cpu.table import steps_of
 from dlcore.kernels.instructions import CHUNKS, ROWS
 from dlcore.kernels.program import Buffer, Builder
@@ -193,10 +193,10 @@ def test_evaluation_and_prediction_meet_seldom():
     assert names(with_barriers(steps_of(made.lists["predict"]))).count("barrier") == 1
 
 
-@pytest.mark.parametrize(("rows", "threads", "divided"), [(16, 2, True), (17, 2, False), (17, 3, True), (1, 1, False)])
+@pytest.mark.parametrize(("rows", "threads", "divided"), [(16, 2, True), (32, 2, False), (32, 3, True), (1, 1, False)])
 def test_few_rows_are_divided_by_columns(rows, threads, divided):
     made = program([layers.Dense(400), layers.Dense(400), layers.Dense(5, "softmax")], "adam", features=400)
-    found = names(divide_few_rows(steps_of(made.lists["train"], made), rows, threads))
+    found = names(divide_by_columns(steps_of(made.lists["train"], made), rows, threads))
     assert found.count("dense_forward_columns") == 2 * divided
     assert found.count("dense_forward") == 3 - 2 * divided  # the last has too few weights
     assert found.count("dense_backward_x_columns") == divided

@@ -18,7 +18,7 @@ from ..program import Buffer, Program
 from . import table
 from .interpreter import Workspace, aligned, entry_point, work, work_many
 from .prepared import Prepared, checking, run_checked
-from .steps import chunk_count
+from .steps import least_columnwise
 from .table import Table, steps_of
 from .threads import get_num_threads, pool, run
 
@@ -38,7 +38,7 @@ class Engine:
         self.memory = np.zeros(0, np.uint8)
         self._views: dict[Buffer, np.ndarray] = {}
         self._steps: dict[str, list[Instruction]] = {}
-        self._tables: dict[tuple[str, int], Table] = {}
+        self._tables: dict[tuple[str, int | None, int], Table] = {}
         self._workspaces: dict[int, Workspace] = {}
         self._estimates: dict[tuple[str, int], float] = {}
         self._externs: dict[str, np.ndarray] = {}
@@ -92,11 +92,11 @@ class Engine:
         return self._steps[name]
 
     def _table(self, name: str, batch: int, threads: int) -> Table:
-        """The table of a list; one for all numbers of threads that have a chunk of rows each."""
-        few = threads if chunk_count(batch) < threads else 1
-        key = name, few
+        """The table of a list; one for all numbers of threads where none of its products is cut by columns."""
+        least = least_columnwise(batch, threads)
+        key = name, least, 1 if least is None else threads
         if key not in self._tables:
-            plan = Table(self._steps_of(name), self._views.get, self.rows, batch, few)
+            plan = Table(self._steps_of(name), self._views.get, self.rows, batch, threads)
             for extern, array in self._externs.items():
                 plan.point(self.program.externs[extern], array)
             self._tables[key] = plan

@@ -11,7 +11,7 @@ from numba.core import config
 from ..instructions import Instruction
 from . import entries, table
 from .interpreter import Workspace, entry_point, launcher, work
-from .steps import chunk_rows
+from .steps import chunk_rows, most_threads
 from .table import Table
 from .threads import get_num_threads, pool, run
 
@@ -50,7 +50,8 @@ class Prepared:
     ) -> None:
         self._steps, self._operands, self._resolve = steps, operands, resolve
         self._rows = max(1, rows)
-        self._worth = table.worthwhile_threads(table.seconds(steps, self._rows))
+        worth = table.worthwhile_threads(table.seconds(steps, self._rows))
+        self._worth = min(worth, most_threads(steps, self._rows))
         kinds = tuple((o.dtype, len(o.shape) if axes is None else axes) for o in operands)
         self._addresses = np.zeros(len(operands) + 1, np.int64)
         self._tables: dict[int, tuple[Any, ...]] = {}

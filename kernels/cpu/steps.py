@@ -139,23 +139,52 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         yield step(name, operands, instruction.rule, instruction.scalars)
 
 
-def divide_few_rows(steps: Sequence[Instruction], rows: int, threads: int) -> list[Instruction]:
-    """``steps`` with dense products cut by columns, where there are fewer chunks of rows than threads."""
-    if chunk_count(rows) >= threads:
-        return list(steps)
+def divide_by_columns(steps: Sequence[Instruction], rows: int, threads: int) -> list[Instruction]:
+    """``steps`` with dense products cut by columns where that is better than by rows.
+
+    That is where there are fewer chunks of rows than threads, and where the weights are large and the rows few: cut by
+    rows, every thread reads all weights.
+    """
+    least = least_columnwise(rows, threads)
     result = []
     for s in steps:
-        if s.op.name in ("dense_forward", "dense_backward_x") and _weight_size(s) >= _WORTH_DIVIDING:
+        if least is not None and _by_columns(s, least, rows, threads):
             s = step(f"{s.op.name}_columns", s.operands, s.rule)
         result.append(s)
     return result
 
 
-_WORTH_DIVIDING = 1 << 17  # weights: below, meeting costs more than the second thread saves
+def least_columnwise(rows: int, threads: int) -> int | None:
+    """From how many weights on a dense product is cut by columns; None for none."""
+    if threads > chunk_count(rows):
+        return 1 << 17  # below, the barriers cost more than the second thread saves
+    return 1 << 20 if threads > 1 and rows < 128 * threads else None
 
 
-def _weight_size(s: Instruction) -> int:
-    return int(np.prod(s.operands[1].shape))
+def _columns_a_thread(rows: int) -> int:
+    return 128 if rows == 1 else 32  # at least: a single row is all reading of weights, and strips are read slowly
+
+
+def _by_columns(s: Instruction, least: int, rows: int, threads: int) -> bool:
+    if s.op.name not in ("dense_forward", "dense_backward_x"):
+        return False
+    weights = s.operands[1].shape
+    columns = weights[1] if s.op.name == "dense_forward" else weights[0]
+    return int(np.prod(weights)) >= least and columns >= _columns_a_thread(rows) * threads
+
+
+def most_threads(steps: Sequence[Instruction], rows: int) -> int:
+    """How many threads find work in ``steps``."""
+    most = 1
+    for s in steps:
+        if s.op.division == "parts":
+            return MOST_CHUNKS
+        if s.op.division in ("rows", "chunks"):
+            most = max(most, chunk_count(rows))
+        if _by_columns(s, 1 << 17, rows, 1):
+            columns = s.operands[1].shape[1 if s.op.name == "dense_forward" else 0]
+            most = max(most, columns // _columns_a_thread(rows))
+    return most
 
 
 _FUSED = {"dense_backward_w": "dense_update", "sum_chunks": "sum_chunks_update"}

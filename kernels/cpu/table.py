@@ -13,7 +13,7 @@ from . import entries, gemm
 from .entries import WORDS
 from .interpreter import aligned
 from .schedule import order, with_barriers
-from .steps import CHUNK_ROWS, MOST_CHUNKS, divide_few_rows, expand, fuse_updates
+from .steps import CHUNK_ROWS, MOST_CHUNKS, divide_by_columns, expand, fuse_updates
 
 
 def steps_of(instructions: Sequence[Instruction], program: Any = None) -> list[Instruction]:
@@ -41,7 +41,7 @@ class Table:
         batch: int,
         threads: int,
     ) -> None:
-        self.steps = with_barriers(divide_few_rows(steps, batch, threads))
+        self.steps = with_barriers(divide_by_columns(steps, batch, threads))
         self.words = np.zeros((len(self.steps), WORDS), np.int64)
         self.address, self.length = self.words.ctypes.data, len(self.steps)
         self.places: dict[Any, list[tuple[int, int]]] = {}
