@@ -48,7 +48,7 @@ class CpuBackend:
 
     def inline(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function that LLVM inlines into its callers."""
-        return numba.njit(forceinline=True, **OPTIONS)(function)
+        return numba.njit(inline="always", **OPTIONS)(function)
 
 
 CPU = CpuBackend()

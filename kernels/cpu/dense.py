@@ -8,7 +8,7 @@ the activation reads it. ``rule`` is the address of a strip of the activation (s
 from __future__ import annotations
 
 from ..native import call_product, call_slope, call_update, call_value
-from .gemm import BLOCK_ROWS, column_share, copy_bytes, slab_rows
+from .gemm import BLOCK_ROWS, column_share, copy_bytes, row_share, slab_rows
 
 
 def dense_forward(rule, gemm, kernels, scratch, x, w, b, z, y):
@@ -98,9 +98,9 @@ def dense_backward_w(gemm, kernels, scratch, thread, threads, x, dz, dw):
     """``dW = x^T dz``, for the thread's part of the rows of ``dW``."""
     k, n = dw.shape
     slab = slab_rows(n)
-    count = (k + slab - 1) // slab
-    for s in range(count * thread // threads, count * (thread + 1) // threads):
-        _gradient(gemm, kernels, scratch, x, dz, dw, s * slab, min(slab, k - s * slab))
+    first, last = row_share(k, thread, threads)
+    for row in range(first, last, slab):
+        _gradient(gemm, kernels, scratch, x, dz, dw, row, min(slab, last - row))
 
 
 def dense_update(rule, gemm, kernels, scratch, thread, threads, x, dz, dw, w, slots, uniforms, offset):
@@ -108,13 +108,13 @@ def dense_update(rule, gemm, kernels, scratch, thread, threads, x, dz, dw, w, sl
     k, n = dw.shape
     size = dw.itemsize
     slab = slab_rows(n)
-    count = (k + slab - 1) // slab
+    first, last = row_share(k, thread, threads)
     stride = slots.shape[1] * size
     state = slots.ctypes.data + int(offset) * size
-    for s in range(count * thread // threads, count * (thread + 1) // threads):
-        rows = min(slab, k - s * slab)
-        _gradient(gemm, kernels, scratch, x, dz, dw, s * slab, rows)
-        at = s * slab * n * size
+    for row in range(first, last, slab):
+        rows = min(slab, last - row)
+        _gradient(gemm, kernels, scratch, x, dz, dw, row, rows)
+        at = row * n * size
         call_update(rule, w.ctypes.data + at, dw.ctypes.data + at, state + at, stride, uniforms.ctypes.data, rows * n)
 
 

@@ -31,7 +31,13 @@ def panel_columns(left, lanes):
 
 def slab_rows(n):
     """Rows of a weight gradient of ``n`` columns that are finished, and passed to the optimizer, at once."""
-    return 64 if n <= 256 else 32
+    return max(32, min(256, 131072 // n // 8 * 8))
+
+
+def row_share(k, thread, threads):
+    """First and last row of a thread's part of a weight gradient: whole tiles."""
+    count = (k + 7) // 8
+    return count * thread // threads * 8, min(k, count * (thread + 1) // threads * 8)
 
 
 def column_share(n, size, thread, threads):
