@@ -19,7 +19,7 @@ def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | No
 class Step:
     """A training step of a model on the CPU, for mini-batches of the shapes and dtypes of ``x`` and ``y``.
 
-    It holds on to the engine's memory: :meth:`fits` says whether it still is what the model uses.
+    It holds on to the engine's memory, and does nothing once the model uses another.
     """
 
     def __init__(self, model: Any, x: np.ndarray, y: np.ndarray, data: Any) -> None:
@@ -28,7 +28,7 @@ class Step:
         self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
         self.clipped = self.optimizer.global_clipnorm is not None
         self.hyper = self.engine.array(model._network.hyper)
-        self.x_shape, self.x_dtype, self.y_shape, self.y_dtype = x.shape, x.dtype, y.shape, y.dtype
+        self.x_dtype, self.y_shape, self.y_dtype = x.dtype, y.shape, y.dtype
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
         self.limits = limits(model._plan.loss, data.targets, model._outputs())
@@ -51,11 +51,13 @@ class Step:
         )
 
     def __call__(self, x: Any, y: Any) -> list[float] | None:
-        """Loss and metrics before the update; None, with nothing done, where this needs the long way."""
+        """Loss and metrics before the update; None, with nothing done, where this needs the long way.
+
+        ``x`` has the shape of the first one: by that the model finds the step.
+        """
         if (
             type(x) is not np.ndarray
             or type(y) is not np.ndarray
-            or x.shape != self.x_shape
             or y.shape != self.y_shape
             or x.dtype != self.x_dtype
             or y.dtype != self.y_dtype

@@ -324,17 +324,19 @@ def optimizer_update(
     """Update ``w`` and ``slots`` in place, in one pass: step number ``step`` (from 1) of an optimizer rule.
 
     ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step; where
-    there are more than two, they are copied on the CPU, there and back. The
-    gradient is scaled to a norm of at most ``clip_norm`` (0: not at all). ``values`` override the rule's parameters.
+    there are more than two, the CPU copies them there and back. The gradient is scaled to a norm of at most
+    ``clip_norm`` (0: not at all). ``values`` override the rule's parameters.
     """
     rule = find("optimizer", rule)
     assert isinstance(rule, Optimizer)
     clipped = clip_norm > 0.0
     settings = (weight_decay, clip_norm, tuple(values.items()))
     known = eager.known_update(rule, w, clipped) if type(w) is np.ndarray else None
-    if known is not None and step >= 1 and values.keys() <= known.names and known.fits((w, g, *slots)):
-        known((w, g, *slots), step, settings)  # all was checked before
-        return
+    if known is not None and step >= 1 and (settings == known.settings or values.keys() <= known.names):
+        arrays = (w, g, *slots)
+        if known.fits(arrays):
+            known(arrays, step, settings)  # all was checked before
+            return
     if values and not values.keys() <= rule.parameters.keys():
         unknown = min(values.keys() - rule.parameters.keys())
         raise RuleError(f"{rule.name} has no parameter {unknown!r}; it has: {', '.join(rule.parameters)}")

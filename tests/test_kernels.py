@@ -303,6 +303,27 @@ def test_bad_operands_are_refused_by_name(call, message):
         call(kernels, lambda *shape: np.ones(shape, np.float32))
 
 
+AFTER_A_GOOD_ONE = {
+    "a slot less": (lambda k, w: k.optimizer_update("adam", w, w, [w], step=2), "slots holds 1 arrays; adam has 2"),
+    "a slot more": (lambda k, w: k.optimizer_update("adam", w, w, [w] * 3, step=2), "slots holds 3 arrays; adam has 2"),
+    "step zero": (lambda k, w: k.optimizer_update("adam", w, w, [w] * 2, step=0), "step must be at least 1"),
+    "a wrong name": (lambda k, w: k.optimizer_update("adam", w, w, [w] * 2, step=2, bet=1), "no parameter 'bet'"),
+    "float64": (lambda k, w: k.optimizer_update("adam", w, w.astype(float), [w] * 2, step=2), "g is float64; expected float32"),
+    "short": (lambda k, w: k.optimizer_update("adam", w, w[:4], [w] * 2, step=2), r"g has shape \(4,\); expected \(5,\)"),
+    "read-only": (lambda k, w: k.optimizer_update("adam", np.broadcast_to(w, 5), w, [w] * 2, step=2), "updated in place"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "message"), AFTER_A_GOOD_ONE.values(), ids=AFTER_A_GOOD_ONE)
+def test_what_was_right_once_is_checked_again(call, message):
+    w, g, m, v = (np.ones(5, np.float32) for _ in range(4))
+    kernels.optimizer_update("adam", w, g, [m, v], step=1)
+    before = w.copy()
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(kernels, w)
+    np.testing.assert_array_equal(w, before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", sorted(oracle.ACTIVATIONS))
 def test_activations_at_the_edges(dtype, activation):

@@ -94,9 +94,12 @@ class Update:
         self.run = Prepared(steps_of([*begin, update]), given, 0, fixed.get, len(shape))
 
     def fits(self, arrays: Sequence[Any]) -> bool:
-        """Whether the arrays have the shape and the dtype, and may be written in place."""
+        """Whether all arrays are there, have the shape and the dtype, and may be written in place."""
+        kind, shape, dtype = np.ndarray, self.shape, self.dtype
+        if len(arrays) != 2 + len(self.rule.slots):
+            return False
         for a in arrays:
-            if type(a) is not np.ndarray or a.shape != self.shape or a.dtype != self.dtype or not a.flags.carray:
+            if type(a) is not kind or a.shape != shape or a.dtype != dtype or not a.flags.carray:
                 return False
         return True
 

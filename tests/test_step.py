@@ -1,0 +1,141 @@
+"""The short way through train_on_batch: the same bits as fit, and no check lost after the first mini-batch."""
+
+import numpy as np
+import pytest
+
+import dlcore
+from dlcore import layers
+
+FEATURES, CLASSES, BATCH = 6, 4, 8
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def network(loss="sparse_categorical_crossentropy", outputs=CLASSES, last="softmax", **optimizer):
+    dlcore.set_seed(3)
+    model = dlcore.Sequential(
+        [layers.Input((FEATURES,)), layers.Dense(9, "tanh"), layers.Dropout(0.2), layers.Dense(outputs, last)],
+        device="cpu",
+    )
+    model.compile(dlcore.optimizers.Adam(**optimizer), loss)
+    model.build((FEATURES,))
+    return model
+
+
+def data(rng, count=3 * BATCH):
+    return rng.standard_normal((count, FEATURES)).astype(np.float32), rng.integers(0, CLASSES, count)
+
+
+def test_mini_batches_one_by_one_are_an_epoch(rng):
+    x, y = data(rng, 3 * BATCH - 3)  # the last has another size
+    whole, single = network(), network()
+    whole.fit(x, y, BATCH, epochs=3, shuffle=False, verbose=0)
+    losses = []
+    for _ in range(3):
+        for at in range(0, len(x), BATCH):
+            losses.append(single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH]))
+    assert len(single._steps) == 2  # one for each size
+    assert all(type(value) is float for value in losses)
+    for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_targets_of_one_axis_and_samples_of_two(rng):
+    stack = [layers.Input((2, 3)), layers.Flatten(), layers.Dense(1, "sigmoid")]
+    model = dlcore.Sequential(stack, device="cpu")
+    model.compile("sgd", "binary_crossentropy", ["accuracy"])
+    x, y = rng.standard_normal((BATCH, 2, 3)).astype(np.float32), rng.integers(0, 2, BATCH).astype(np.float32)
+    first = model.train_on_batch(x, y, return_dict=True)
+    expected = model.test_on_batch(x, y, return_dict=True)
+    assert model.train_on_batch(x, y, return_dict=True) == pytest.approx(expected)
+    assert first["loss"] > expected["loss"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y + CLASSES), "classes are 0 to 3"),
+        (lambda x, y: (x, -1 - y), "classes are 0 to 3"),
+        (lambda x, y: (x[:, :-1], y), r"x has shape \(8, 5\)"),
+        (lambda x, y: (x, y[:-1]), r"y has shape \(7,\)"),
+    ],
+)
+def test_bad_data_after_good(rng, change, message):
+    x, y = data(rng, BATCH)
+    model = network()
+    model.train_on_batch(x, y)
+    model.train_on_batch(x, y)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        model.train_on_batch(*change(x, y))
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_probabilities_outside_of_0_to_1_after_good_ones(rng):
+    x = rng.standard_normal((BATCH, FEATURES)).astype(np.float32)
+    y = rng.random((BATCH, 1)).astype(np.float32)
+    model = network("binary_crossentropy", 1, "sigmoid")
+    model.train_on_batch(x, y)
+    for wrong in (1.5, -0.1, np.nan):
+        y[3] = wrong
+        with pytest.raises(ValueError, match="expects 0 to 1"):
+            model.train_on_batch(x, y)
+
+
+@pytest.mark.parametrize(
+    "form", ["strided", "Fortran", "float64", "list", "read-only", "int32 labels", "strided labels"]
+)
+def test_arrays_that_need_a_copy_or_none(rng, form):
+    x, y = data(rng, BATCH)
+    given = {
+        "strided": lambda: (np.repeat(x, 2, axis=1)[:, ::2], y),
+        "Fortran": lambda: (np.asfortranarray(x), y),
+        "float64": lambda: (x.astype(np.float64), y),
+        "list": lambda: (x.tolist(), y.tolist()),
+        "read-only": lambda: (np.frombuffer(x.tobytes(), np.float32).reshape(x.shape), y),
+        "int32 labels": lambda: (x, y.astype(np.int32)),
+        "strided labels": lambda: (x, np.repeat(y, 2)[::2]),
+    }[form]()
+    plain, other = network(), network()
+    assert plain.train_on_batch(x, y) == other.train_on_batch(x, y)  # what other is given next is not like the first
+    for _ in range(3):
+        assert plain.train_on_batch(x, y) == other.train_on_batch(*given)
+
+
+def test_the_optimizer_may_change_between_steps(rng):
+    x, y = data(rng, BATCH)
+    short, long = network(), network()
+    for model, use in (
+        (short, lambda m: m.train_on_batch(x, y)),
+        (long, lambda m: m.fit(x, y, BATCH, shuffle=False, verbose=0)),
+    ):
+        use(model)
+        use(model)
+        model.optimizer.learning_rate = 0.3
+        use(model)
+        model.optimizer.global_clipnorm = 1e-3
+        use(model)
+        model.optimizer.weight_decay = 0.5
+        use(model)
+    for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    short.compile("sgd", "sparse_categorical_crossentropy")
+    assert not short._steps
+
+
+def test_a_larger_mini_batch_moves_the_memory(rng):
+    x, y = data(rng, 1000)
+    model, other = network(), network()
+    other._engine.reserve(len(x))  # room from the start
+    for m in (model, other):
+        m.train_on_batch(x[:BATCH], y[:BATCH])
+        m.train_on_batch(x[:BATCH], y[:BATCH])
+        m.train_on_batch(x, y)
+        m.train_on_batch(x[:BATCH], y[:BATCH])
+    assert model._engine.rows == 1000
+    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
