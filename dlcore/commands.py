@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from . import callbacks, checkpoint, layers, optimizers, plot, random
+from . import callbacks, checkpoint, kernels, layers, optimizers, plot, random
 from ._version import __version__
 from .data import shortened, stratified_split
 from .datasets import load_digits_table
 from .encoding import CLASSIFICATION, REGRESSION, TableEncoder
-from .kernels import DeviceError, compile, device
+from .kernels import DeviceError, compile, device, get_num_threads
+from .kernels.cpu import microkernel
+from .kernels.cpu.machine import HAS_FUTEX
 from .model import Sequential
 from .preparation import prepare
 from .tables import read_table
@@ -315,7 +317,8 @@ def info(arguments: argparse.Namespace) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{processor}: {' '.join(features)}",
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": 1,
+        "threads": f"{get_num_threads()}, waiting by {'futex' if HAS_FUTEX else 'yielding and conditions'}",
+        "vectors": f"{8 * microkernel.vector_bytes()} bits",
         "gpu": _gpu(),
         "device": device.resolve("auto"),
         "cache": str(folder),
@@ -356,10 +359,20 @@ def _exercise(dtype: str) -> None:
     model = Sequential([layers.Input((3,), dtype=dtype), *inner, layers.Dense(2, "softmax")], device="cpu")
     model.compile("adamw", "sparse_categorical_crossentropy", ["accuracy"])
     model.fit(x, y, verbose=0, validation_data=(x, y))
+    model.train_on_batch(x.copy(), y.copy())
+    for vectors in range(1, microkernel.VECTORS + 1):  # every tile that products of some width need
+        for missing in (0, 1):
+            w = np.zeros((3, vectors * microkernel.lanes(dtype) - missing), dtype)
+            kernels.dense_forward(x, w)
     model.predict(x)
     model = Sequential([layers.Dense(1, dtype=dtype)], device="cpu")
     model.compile("adamw", "mse", ["mae"])
     model.fit(x, y, verbose=0, validation_data=(x, y))
+    model.train_on_batch(x.copy(), y.copy())
+    for vectors in range(1, microkernel.VECTORS + 1):  # every tile that products of some width need
+        for missing in (0, 1):
+            w = np.zeros((3, vectors * microkernel.lanes(dtype) - missing), dtype)
+            kernels.dense_forward(x, w)
 
 
 __all__ = ["CommandError", "DeviceError", "evaluate", "info", "predict", "train", "warmup"]
