@@ -1,6 +1,11 @@
 """CUDA kernels run on the simulator here; ``DLCORE_TEST_DEVICE=cuda`` runs them on a real GPU instead."""
 
 import os
+import pathlib
+import sys
+
+# bench/ is not installed; last, so that dlcore is the installed one where there is one
+sys.path.append(str(pathlib.Path(__file__).parent.parent))
 
 if os.environ.get("DLCORE_TEST_DEVICE") != "cuda":
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # read when Numba is imported, so before anything else
