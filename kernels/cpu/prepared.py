@@ -87,5 +87,5 @@ class Prepared:
     def _call_checked(self, arrays: Sequence[np.ndarray]) -> None:
         _, plan, workspace, _ = self._tables.get(1) or self._prepare(1)
         for operand, array in zip(self._operands, arrays, strict=True):
-            plan.point(operand, array)
+            plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
         run_checked(plan, workspace, 1, self._rows, self._rows, 0)

@@ -84,7 +84,8 @@ class Table:
         return self._temporaries[operand]
 
     def point(self, operand: Any, array: np.ndarray) -> None:
-        """Let ``operand`` be ``array`` wherever it occurs."""
+        """Let ``operand`` be ``array``, of as many axes, wherever it occurs."""
+        assert array.ndim == len(operand.shape), (operand.name, array.shape)
         address = array.ctypes.data
         for number, word in self.places.get(operand, ()):
             self.words[number, word] = address
