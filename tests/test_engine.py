@@ -13,7 +13,7 @@ import pytest
 
 import dlcore
 from dlcore import kernels, layers, optimizers
-from dlcore.kernels.cpu import engine, table
+from dlcore.kernels.cpu import engine, prepared, table
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOSS = "sparse_categorical_crossentropy"
@@ -89,8 +89,7 @@ def threads(monkeypatch):
             original(entry, argument, threads)
 
         monkeypatch.setattr(engine, "run", run)
-        monkeypatch.setattr("dlcore.kernels.cpu.threads.run", run)
-        monkeypatch.setattr("dlcore.kernels.cpu.threads.crowd.here", lambda: False)
+        monkeypatch.setattr(prepared, "run", run)
         monkeypatch.setattr(table, "_SECONDS_PER_THREAD", 1e-30)
         monkeypatch.setattr("dlcore.kernels.cpu.threads._num_threads", n)
         return taken

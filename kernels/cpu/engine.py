@@ -16,7 +16,7 @@ import numpy as np
 from ..instructions import Instruction
 from ..program import Buffer, Program
 from . import table
-from .interpreter import Workspace, aligned, entry_point, work_many
+from .interpreter import Workspace, aligned, entry_point, work, work_many
 from .prepared import Prepared, checking, run_checked
 from .steps import least_columnwise
 from .table import Table, steps_of
@@ -149,8 +149,9 @@ class Engine:
                 workspace = self._job(name, steps, batch, samples, first, 1)
                 run_checked(self._table(name, batch, 1), workspace, steps, batch, samples, first)
                 return
-            with pool(self._threads(name, rows), table.is_brief(self.seconds(name, rows))) as granted:
-                self._job(name, steps, batch, samples, first, granted).run(granted)
+            with pool(self._threads(name, rows)) as granted:
+                workspace = self._job(name, steps, batch, samples, first, granted)
+                run(entry_point(work), workspace.job_address, granted)
 
 
 def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:

@@ -120,7 +120,6 @@ class Workspace:
         contexts[:, SCRATCH] = base + head + threads * 8 * CONTEXT + scratch * np.arange(threads)
         self.contexts = contexts
         self.job[CONTEXTS] = base + head
-        self._slow = self._memory[8 * (JOB + pool_of_threads.SLOW_WORD) :][:8].view(np.int64)
 
     def describe(self, table: Any, steps: int, batch: int, samples: int, first: int, threads: int) -> None:
         """Write the job."""
@@ -129,9 +128,6 @@ class Workspace:
     def run(self, threads: int) -> None:
         """Run the job; the caller holds the pool where it has more than one thread."""
         pool_of_threads.run(entry_point(work), self.job_address, threads)
-        if threads > 1:
-            pool_of_threads.crowd.note(bool(self._slow[0]))
-            self._slow[0] = 0
 
 
 _LAUNCH = """

@@ -13,7 +13,7 @@ from . import entries, table
 from .interpreter import Workspace, entry_point, launcher, work
 from .steps import chunk_rows, most_threads
 from .table import Table
-from .threads import get_num_threads, pool
+from .threads import get_num_threads, pool, run
 
 
 def checking() -> bool:
@@ -50,9 +50,7 @@ class Prepared:
     ) -> None:
         self._steps, self._operands, self._resolve = steps, operands, resolve
         self._rows = max(1, rows)
-        seconds = table.seconds(steps, self._rows)
-        worth = table.worthwhile_threads(seconds)
-        self._brief = table.is_brief(seconds)
+        worth = table.worthwhile_threads(table.seconds(steps, self._rows))
         self._worth = min(worth, most_threads(steps, self._rows))
         kinds = tuple((o.dtype, len(o.shape) if axes is None else axes) for o in operands)
         self._addresses = np.zeros(len(operands) + 1, np.int64)
@@ -76,11 +74,11 @@ class Prepared:
             self._call_checked(arrays)
             return
         if self._worth > 1:
-            with pool(min(self._worth, get_num_threads()), self._brief) as granted:
+            with pool(min(self._worth, get_num_threads())) as granted:
                 if granted > 1:
-                    head, _, workspace, _ = self._tables.get(granted) or self._prepare(granted)
-                    self._launch(0, *head, *arrays)
-                    workspace.run(granted)
+                    job, *places = (self._tables.get(granted) or self._prepare(granted))[0]
+                    self._launch(0, job, *places, *arrays)
+                    run(self._entry, job, granted)
                     return
         self._launch(self._entry, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
 

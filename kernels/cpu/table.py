@@ -138,11 +138,6 @@ def seconds(steps: Sequence[Instruction], rows: int) -> float:
 _PRODUCTS = ("dense_forward", "dense_backward_w", "dense_update", "dense_backward_x")
 
 
-def is_brief(estimate: float) -> bool:
-    """Whether threads meet so often that they had better all have a core, all the time."""
-    return estimate < 4e-3  # a scheduler's slice
-
-
 def worthwhile_threads(estimate: float) -> int:
     """How many threads pay for ``estimate`` seconds of work."""
     return max(1, int(estimate / _SECONDS_PER_THREAD))

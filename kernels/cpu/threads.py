@@ -25,7 +25,6 @@ from numba import types
 
 from .. import compile as compiler
 from ..native import call_entry
-from .crowd import crowd
 from .machine import (
     AFFINITY_WORDS,
     CYCLES_PER_MICROSECOND,
@@ -49,8 +48,8 @@ _LINE = 64  # bytes of a cache line
 
 # --------------------------------------------------------------------------------------------- waiting, natively
 
-# Bytes from the start of a line about those who wait; the pool has a word of its own at 32.
-_SLEEPERS, _CROWDED, _TIMEOUT, _SLOW = 0, 8, 16, 40
+# Bytes from the start of a line about those who wait.
+_SLEEPERS, _CROWDED, _TIMEOUT = 0, 8, 16
 
 _PAUSING = 17 * CYCLES_PER_MICROSECOND
 _YIELDING = 300 * CYCLES_PER_MICROSECOND
@@ -80,7 +79,6 @@ def _watch(word, value, waiters):
         sched_yield()
         if cycle_counter() - now > _SLOW_YIELD:  # somebody else had the core: better to sleep than to compete
             store_release(waiters + _CROWDED, _CROWDED_WAITS)
-            store_release(waiters + _SLOW, 1)
     return True
 
 
@@ -109,7 +107,6 @@ def _wake(word, waiters):
 
 
 BARRIER_WORDS = 24  # int64 words of a barrier's control block
-SLOW_WORD = 2 * _LINE // 8 + _SLOW // 8  # of these: 1 after a yield that took long; whoever reads it sets it back
 
 
 def barrier(control, threads):
@@ -117,8 +114,8 @@ def barrier(control, threads):
 
     ``control`` is the address of BARRIER_WORDS zeroed int64 words, aligned to 64 bytes: word 0 counts who has arrived,
     word 8 is the generation, word 16 counts the sleepers, word 17 the waits left until it yields again after a yield
-    that took long, words 18 and 19 are the time-out of a sleep, word 21 is SLOW_WORD. It may be used any number of
-    times, and between two jobs with another number of threads. It must be compiled under :data:`~.machine.VARIANT`.
+    that took long, words 18 and 19 are the time-out of a sleep. It may be used any number of times, and between two
+    jobs with another number of threads. It must be compiled under :data:`~.machine.VARIANT`.
     """
     if threads > 1:
         generation = control + _LINE
@@ -359,16 +356,16 @@ def run(entry: int, argument: int, threads: int) -> None:
 
 
 class pool:
-    """``with pool(threads, brief) as granted``: how many threads jobs in the block may use.
+    """``with pool(threads) as granted``: how many threads jobs in the block may use.
 
     That is ``threads``, or 1 while another Python thread has the pool: two models that train at once share the cores
-    better with a thread each. ``brief`` jobs also get 1 while other processes want the cores.
+    better with a thread each, and results never depend on the number of threads.
     """
 
     __slots__ = ("granted", "lock", "threads")
 
-    def __init__(self, threads: int, brief: bool = False) -> None:
-        self.threads = 1 if brief and crowd.here() else threads
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
 
     def __enter__(self) -> int:
         pool = _pool
