@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..instructions import CHUNKS, OPS, ROWS, Instruction, Op, declare
+from ..instructions import CHUNKS, OPS, Instruction, Op, declare
 from ..program import Buffer
 
 CHUNK_ROWS = 16  # at least, and a multiple of the rows of a tile
@@ -218,11 +218,3 @@ def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction
         if s is not update[0]:
             result.append(s)
     return result
-
-
-def has_rows(s: Instruction) -> int | None:
-    """The number of rows of the mini-batch that the arrays of ``s`` have; None where it has none or it is symbolic."""
-    for spec, value in zip(s.op.operands, s.operands, strict=True):
-        if value is not None and spec.dims[0] == "m" and value.shape[0] != ROWS:
-            return int(value.shape[0])
-    return None
