@@ -47,7 +47,7 @@ class CpuBackend:
         return mathfn.cpu(name, dtype)
 
     def inline(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function that LLVM inlines into its callers."""
+        """A function that Numba inlines into its callers, before it infers types."""
         return numba.njit(inline="always", **OPTIONS)(function)
 
 

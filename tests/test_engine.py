@@ -13,7 +13,7 @@ import pytest
 
 import dlcore
 from dlcore import kernels, layers, optimizers
-from dlcore.kernels.cpu import engine, prepared, table
+from dlcore.kernels.cpu import eager, engine, prepared, table
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOSS = "sparse_categorical_crossentropy"
@@ -98,6 +98,21 @@ def threads(monkeypatch):
     return force
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 97, 257])
+def test_a_share_of_one_row_has_the_bits_it_has_among_others(threads, rows, dtype):
+    """97 rows are 3 x 32 + 1 for four threads; 257 are a block of 256 and one row more for a single thread."""
+    rng = np.random.default_rng(4)
+    x, w, b = (rng.standard_normal(s).astype(dtype) for s in ((rows, 700), (700, 50), (50,)))
+    results = []
+    for n in (1, 2, 3, 4):
+        threads(n)
+        eager._local.instructions.clear()  # what was prepared before has chosen its number of threads
+        results.append(kernels.dense_forward(x, w, b, "tanh"))
+    for other in results[1:]:
+        np.testing.assert_array_equal(other, results[0])
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_bits_for_every_number_of_threads(threads, name, dtype):
@@ -139,7 +154,6 @@ def test_every_index_is_checked_where_that_is_asked_for(tmp_path):
     out = python(
         f"""
         import numba
-        from dlcore.kernels.cpu import eager
         x, y = data()
         for name in ("normed", "clipped"):
             *result, model = train(name)

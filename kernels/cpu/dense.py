@@ -7,23 +7,23 @@ the activation reads it. ``rule`` is the address of a strip of the activation (s
 
 from __future__ import annotations
 
-from ..native import call_product, call_slope, call_update, call_value
-from .gemm import BLOCK_ROWS, column_share, copy_bytes, row_share, slab_rows
+from ..native import call_product, call_row, call_slope, call_update, call_value, view_words
+from .gemm import BLOCK_ROWS, KERNELS, ROW_PRODUCT, column_share, copy_bytes, row_share, slab_rows
 
 
-def dense_forward(rule, gemm, kernels, scratch, x, w, b, z, y):
+def dense_forward(rule, gemm, kernels, scratch, rows, x, w, b, z, y):
     """``z = x W + b``, ``y = g(z)``; the activation runs on a block of rows while it is in the cache."""
-    _forward(rule, gemm, kernels, scratch, x, w, b, z, y, 0, y.shape[1])
+    _forward(rule, gemm, kernels, scratch, rows, x, w, b, z, y, 0, y.shape[1])
 
 
-def dense_forward_columns(rule, gemm, kernels, scratch, thread, threads, x, w, b, z, y):
+def dense_forward_columns(rule, gemm, kernels, scratch, rows, thread, threads, x, w, b, z, y):
     """The same, for the thread's part of the columns."""
     first, last = column_share(y.shape[1], y.itemsize, thread, threads)
     if last > first:
-        _forward(rule, gemm, kernels, scratch, x, w, b, z, y, first, last)
+        _forward(rule, gemm, kernels, scratch, rows, x, w, b, z, y, first, last)
 
 
-def _forward(rule, gemm, kernels, scratch, x, w, b, z, y, first, last):
+def _forward(rule, gemm, kernels, scratch, mini_batch, x, w, b, z, y, first, last):
     m, k = x.shape
     n = y.shape[1]
     size = y.itemsize
@@ -41,9 +41,27 @@ def _forward(rule, gemm, kernels, scratch, x, w, b, z, y, first, last):
         at = (i * n + first) * size
         source = x.ctypes.data + i * k * size
         result = pre + at
-        call_product(
-            gemm, kernels, scratch, source, k * size, size, weights, n * size, 0, result, n * size, rows, k, count, bias
-        )
+        if mini_batch == 1:  # not where a thread's share or the last block has one row: that must not change its bits
+            one_row = view_words(kernels, KERNELS)[ROW_PRODUCT]
+            call_row(one_row, source, weights, n * size, result, k, count, bias)
+        else:
+            call_product(
+                gemm,
+                kernels,
+                scratch,
+                source,
+                k * size,
+                size,
+                weights,
+                n * size,
+                0,
+                result,
+                n * size,
+                rows,
+                k,
+                count,
+                bias,
+            )
         if rule == 0:
             copy_rows(pre + at, out + at, rows, count * size, n * size)
         elif count == n:

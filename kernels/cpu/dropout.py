@@ -13,6 +13,7 @@ from ..native import view_bits
 from ..philox import philox4x32
 
 _STRIP = 16  # blocks of four words computed together, so that they fill vectors
+SCRATCH = 4 * 4 * _STRIP  # bytes a thread needs
 
 
 def dropout(scratch, first, x, seed, step, y, rate, layer):

@@ -7,7 +7,7 @@ share of rows or columns a thread has, so that a result repeats bit for bit for 
 
 from __future__ import annotations
 
-from ..native import call_pack, call_panel, call_row, view, view_bytes, view_words
+from ..native import call_pack, call_panel, view, view_bytes, view_words
 from .microkernel import VECTORS, copy_line, masks_loads, vector_bytes
 
 _VECTOR = vector_bytes()
@@ -18,7 +18,7 @@ BLOCK_ROWS = 256  # of A, that pass over a panel of B while it is in the L2 cach
 # Rows. A copy of B costs about as much as four rows of tiles; tiles of half the rows read B twice as often (float64 on
 # AVX2, 32 rows: 26 GF in place, 35 packed).
 _WORTH_PACKING = 64 if _VECTOR == 64 else 32
-KERNELS = 2 * VECTORS + 2
+KERNELS, ROW_PRODUCT = 2 * VECTORS + 2, 2 * VECTORS + 1
 SCRATCH = DEPTH * _WIDE  # bytes a thread needs: a panel of B
 
 
@@ -52,7 +52,7 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
 
     Rows of ``A`` lie ``a_row`` apart, its elements along the inner index ``a_step``, rows of ``B`` ``b_row``, rows of
     ``C`` ``c_row``; where ``transposed`` is not 0, the rows of ``B`` are those of ``B^T``. ``bias`` is an address or 0.
-    ``kernels_`` is the address of a vector of addresses: the panels for ``n`` columns, pack_transposed and row_product
+    ``kernels_`` is the address of a vector of addresses: the panels for ``n`` columns, pack_transposed and ROW_PRODUCT
     (see microkernel.py). Kernels reach this function by its address: it is compiled once for all.
 
     Panels of ``B`` are packed where that pays, and where a tile would read beyond its last row: tiles load whole
@@ -61,9 +61,6 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
     kernels = view_words(kernels_, KERNELS)
     size = view(c, 1).itemsize
     lanes = _VECTOR // size
-    if m == 1 and a_step == size and transposed == 0:
-        call_row(kernels[2 * VECTORS + 1], a, b, b_row, c, k, n, bias)
-        return
     for i in range(0, m, BLOCK_ROWS):
         rows = min(BLOCK_ROWS, m - i)
         for p in range(0, k, DEPTH):

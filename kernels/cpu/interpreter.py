@@ -107,7 +107,7 @@ class Workspace:
     """The memory in which jobs of up to ``threads`` threads run: a job, contexts, scratch, and a barrier."""
 
     def __init__(self, threads: int, scratch: int) -> None:
-        self.threads, self.scratch = threads, scratch
+        self.scratch = scratch
         scratch = -(-scratch // ALIGNMENT) * ALIGNMENT
         control = 8 * pool_of_threads.BARRIER_WORDS
         head = -(-(8 * JOB + control) // ALIGNMENT) * ALIGNMENT
@@ -124,10 +124,6 @@ class Workspace:
     def describe(self, table: Any, steps: int, batch: int, samples: int, first: int, threads: int) -> None:
         """Write the job."""
         self.job[:CONTEXTS] = table.address, table.length, steps, batch, samples, first, threads
-
-    def run(self, threads: int) -> None:
-        """Run the job; the caller holds the pool where it has more than one thread."""
-        pool_of_threads.run(entry_point(work), self.job_address, threads)
 
 
 _LAUNCH = """

@@ -92,7 +92,7 @@ def order(steps: Sequence[Instruction]) -> list[Instruction]:
 
 
 def with_barriers(steps: Sequence[Instruction]) -> list[Instruction]:
-    """``steps`` with a ``meet`` wherever a thread could otherwise see what another has not finished."""
+    """``steps`` with a ``barrier`` wherever a thread could otherwise see what another has not finished."""
     result: list[Instruction] = []
     since: list[Access] = []
     for s in steps:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..instructions import CHUNKS, ROWS, Instruction
-from . import entries, gemm
+from . import dropout, entries, gemm
 from .entries import WORDS
 from .interpreter import aligned
 from .schedule import order, with_barriers
@@ -104,10 +104,12 @@ class Table:
 
 def scratch_bytes(step: Instruction) -> int:
     """The memory of a thread's own that a step needs."""
-    if "norm" not in step.op.name:
+    if step.op.name.startswith("dense_"):
         return gemm.SCRATCH
+    if "norm" not in step.op.name:
+        return dropout.SCRATCH
     columns = max(operand.shape[-1] for operand in step.operands if operand is not None)
-    return max(gemm.SCRATCH, 4 * 8 * int(columns))
+    return 4 * 8 * int(columns)
 
 
 # What one thread does in a second, for choosing the number of threads: measured on one machine, good to a factor of 2.
