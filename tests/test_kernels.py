@@ -86,7 +86,7 @@ def test_zero_rows():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 1), (5, 3), (64, 17), (1000, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1), (5, 3), (64, 17), (1000, 8), (7000, 463)], ids=str)
 @pytest.mark.parametrize("offset", [0.0, 1000.0], ids=["centred", "mean 1000 times the deviation"])
 def test_batch_norm(rng, dtype, shape, offset):
     m, n = shape

@@ -12,6 +12,7 @@ import math
 from ..native import view, view_double
 from .dense import sum_chunks
 from .steps import chunk_rows
+from .stream import LARGE, stream, streamed
 
 _SLAB = 64
 
@@ -126,14 +127,19 @@ def batch_norm_apply(
         mean[j] = number(total[j])
         rstd[j] = number(1.0 / math.sqrt(spread[j] * share + epsilon))
         scale[j] = gamma[j] * rstd[j]
+    large = rows * n * x.itemsize > LARGE
+    line = view(scratch + 32 * n, n)
     last = (m - 1) // _SLAB
     for back in range(last + 1):  # from the last rows, which are still in the cache, to the first
         first = (last - back) * _SLAB
         for i in range(first, min(m, first + _SLAB)):
             row = x[i]
-            out = y[i]
+            out = line if large else y[i]
             for j in range(n):
                 out[j] = (row[j] - mean[j]) * scale[j] + beta[j]
+            if large:
+                stream(line, y[i])
+    streamed()
 
 
 def _merge(shifts, offsets, squares, rows, base, total, spread):
@@ -144,8 +150,8 @@ def _merge(shifts, offsets, squares, rows, base, total, spread):
     """
     chunks, n = shifts.shape
     size = chunk_rows(rows)
-    spread[:] = squares[0]
     for j in range(n):
+        spread[j] = squares[0, j]
         base[j] = float(shifts[0, j]) + float(offsets[0, j])
         total[j] = float(shifts[0, j]) - base[j] + float(offsets[0, j])  # what the rounding of the base left over
     for c in range(1, chunks):
@@ -222,12 +228,14 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
         slope[j] *= scale[j] * rstd[j] * share
         level[j] *= scale[j] * share
     in_place = dy.ctypes.data == dx.ctypes.data
+    large = rows * n * x.itemsize > LARGE and not in_place
+    line = view(scratch + 24 * n, n)
     last = (m - 1) // _SLAB
     for back in range(last + 1):  # as in batch_norm_apply
         first = (last - back) * _SLAB
         for i in range(first, min(m, first + _SLAB)):
             row = x[i]
-            out = dx[i]
+            out = line if large else dx[i]
             if in_place:  # twice, or the compiler takes one element at a time: the two might overlap in any way
                 for j in range(n):
                     out[j] = (out[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
@@ -235,3 +243,6 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
                 d = dy[i]
                 for j in range(n):
                     out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
+                if large:
+                    stream(line, dx[i])
+    streamed()

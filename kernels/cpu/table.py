@@ -109,7 +109,7 @@ def scratch_bytes(step: Instruction) -> int:
     if "norm" not in step.op.name:
         return dropout.SCRATCH
     columns = max(operand.shape[-1] for operand in step.operands if operand is not None)
-    return 4 * 8 * int(columns)
+    return 5 * 8 * int(columns)
 
 
 # What one thread does in a second, for choosing the number of threads: measured on one machine, good to a factor of 2.
