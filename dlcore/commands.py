@@ -22,7 +22,7 @@ from ._version import __version__
 from .data import shortened, stratified_split
 from .datasets import load_digits_table
 from .encoding import CLASSIFICATION, REGRESSION, TableEncoder
-from .kernels import DeviceError, compile, device, get_num_threads
+from .kernels import DeviceError, cache, compile, device, get_num_threads
 from .kernels.cpu import microkernel
 from .kernels.cpu.machine import HAS_FUTEX
 from .model import Sequential
@@ -308,7 +308,7 @@ def info(arguments: argparse.Namespace) -> None:
     """``dlcore info``"""
     names = ("numpy", "numba", "llvmlite", "cupy-cuda13x", "cupy-cuda12x", "numba-cuda", "matplotlib", "torch")
     processor, features = _processor()
-    folder = compile.cache_directory()
+    folder = cache.cache_directory()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     facts: dict[str, Any] = {
         "dlcore": __version__,
@@ -340,10 +340,10 @@ def warmup(arguments: argparse.Namespace) -> None:
             _exercise(dtype)
     statistics = compile.STATISTICS
     if not statistics["compiled"]:
-        print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {compile.cache_directory()}")
+        print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {cache.cache_directory()}")
         return
     seconds = time.perf_counter() - start
-    print(f"compiled {statistics['compiled']:.0f} kernels in {seconds:.1f} s into {compile.cache_directory()}")
+    print(f"compiled {statistics['compiled']:.0f} kernels in {seconds:.1f} s into {cache.cache_directory()}")
 
 
 def _exercise(dtype: str) -> None:

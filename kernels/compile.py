@@ -1,40 +1,29 @@
-"""Compilation for the CPU: native functions from Python text, kept on disk between processes.
-
-What Numba's own cache cannot do here, and this one does: functions whose text was generated, functions that call a
-user's rule, and a miss whenever the rule, anything it calls, or this package was edited. Every function is filed
-under a fingerprint of its whole meaning (its text, the text of the rules in it, this package, Numba).
-"""
+"""Compilation for the CPU: native functions from Python text, kept on disk between processes (see cache.py)."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
+import gc
 import os
-import pathlib
-import shutil
-import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numba
 import numpy as np
 from numba import types
-from numba.core import caching, config
 from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaError
 
-from . import mathfn
+from . import cache, mathfn
 from .lowering import Lowered, lower, lower_uniforms
 from .native import VIEWS
 from .rule import ON_REGISTER, Optimizer, Rule, RuleError
 
 OPTIONS = mathfn.CPU_OPTIONS
 _CALLBACK_OPTIONS = {key: value for key, value in OPTIONS.items() if key != "nogil"}
-_STALE_DAYS = 30
 
 
 class CpuBackend:
@@ -53,106 +42,7 @@ class CpuBackend:
 
 CPU = CpuBackend()
 
-# ------------------------------------------------------------------------------------------------ cache
-
-
-@functools.cache
-def library_fingerprint() -> str:
-    """A hash of every source file of this package and of the versions it was compiled with."""
-    versions = (numba.__version__, np.__version__, sys.version_info[:2], vars(config)["BOUNDSCHECK"])
-    digest = hashlib.sha256(repr(versions).encode())
-    root = pathlib.Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _default_cache() -> pathlib.Path:
-    if "DLCORE_CACHE_DIR" in os.environ:
-        return pathlib.Path(os.environ["DLCORE_CACHE_DIR"])
-    home = pathlib.Path.home()
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "dlcore"
-    if os.name == "nt":
-        return pathlib.Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")) / "dlcore" / "Cache"
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")) / "dlcore"
-
-
-@functools.cache
-def cache_directory() -> pathlib.Path:
-    """The folder of compiled code of this version: under ``DLCORE_CACHE_DIR`` or the user's cache folder."""
-    base = _default_cache()
-    path = base / library_fingerprint()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        path = pathlib.Path(tempfile.mkdtemp(prefix="dlcore-"))
-        warnings.warn(
-            f"the cache folder {base} cannot be written ({error.strerror}); compiled code is kept in {path} and lost "
-            "with it. Set DLCORE_CACHE_DIR to a writable folder.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return path
-    os.utime(path)
-    _drop_stale(base, path)
-    return path
-
-
-def _drop_stale(base: pathlib.Path, current: pathlib.Path) -> None:
-    """Remove the folders of other versions that nobody used for a month."""
-    limit = time.time() - _STALE_DAYS * 86400
-    for other in base.iterdir():
-        versioned = other != current and len(other.name) == len(current.name) and other.is_dir()
-        if versioned and other.stat().st_mtime < limit:
-            shutil.rmtree(other, ignore_errors=True)
-
-
-class _Locator(caching._CacheLocator):
-    """Numba's question "where is the cache of this function, and is it stale?", answered by its fingerprint."""
-
-    def __init__(self, function: Any) -> None:
-        self._fingerprint = function.__fingerprint__
-        self._py_file = function.__code__.co_filename
-
-    def get_cache_path(self) -> str:
-        return str(cache_directory())
-
-    def get_source_stamp(self) -> str:
-        return self._fingerprint
-
-    def get_disambiguator(self) -> str:
-        return self._fingerprint[:16]
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
-        return cls(py_func)
-
-
-class _Implementation(caching.CompileResultCacheImpl):
-    kind = "native"
-
-    def __init__(self, function: Any) -> None:
-        self._locator = _Locator(function)
-        self._lineno = function.__code__.co_firstlineno
-        name = f"{function.__name__}.{self.kind}"
-        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
-
-
-class _CallbackImplementation(_Implementation):
-    kind = "callback"  # compiled without the wrapper that Python calls: not to be taken for a native function
-
-
-class _Cache(caching.FunctionCache):
-    _impl_class = _Implementation
-
-
-class _CallbackCache(caching.FunctionCache):
-    _impl_class = _CallbackImplementation
-
+# ------------------------------------------------------------------------------------------- compilation
 
 STATISTICS = {"compiled": 0, "loaded": 0, "seconds": 0.0}
 
@@ -170,15 +60,16 @@ def announcing(hook: Callable[[str], None]) -> Iterator[None]:
         ON_COMPILE.remove(hook)
 
 
-def fingerprint(*texts: str) -> str:
-    """The name under which code with this meaning is filed."""
-    return hashlib.sha256("\0".join([library_fingerprint(), *texts]).encode()).hexdigest()
-
-
 @contextmanager
 def _counted(name: str, hits: Callable[[], int]) -> Iterator[None]:
     before, start = hits(), time.perf_counter()
-    yield
+    collects = gc.isenabled()
+    gc.disable()  # the compiler makes many objects and few cycles: looking for them takes 5% of its time
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
     STATISTICS["seconds"] += time.perf_counter() - start
     STATISTICS["loaded" if hits() > before else "compiled"] += 1
 
@@ -191,17 +82,27 @@ def make(text: str, name: str, scope: dict[str, Any], *meanings: str) -> Any:
     """
     namespace = {**scope, "__name__": __name__}
     exec(compile(text, f"<dlcore {name}>", "exec"), namespace)
-    function = namespace[name]
-    function.__fingerprint__ = fingerprint(text, *meanings)
-    function.__qualname__ = f"{name}_{function.__fingerprint__[:12]}"
+    return _filed(namespace[name], text, *meanings)
+
+
+def whole(function: Any, name: str, *meanings: str) -> Any:
+    """A copy of a function of the kernels, to be compiled by itself under ``name``."""
+    clone = FunctionType(function.__code__, function.__globals__, name)
+    clone.__module__ = function.__module__
+    return _filed(clone, function.__module__, function.__qualname__, *meanings)
+
+
+def _filed(function: Any, *meanings: str) -> Any:
+    function.__fingerprint__ = cache.fingerprint(*meanings)
+    function.__qualname__ = f"{function.__name__}_{function.__fingerprint__[:12]}"
     return function
 
 
 def native(function: Any, signature: Any, options: dict[str, Any] | None = None) -> Any:
     """A dispatcher for ``function`` (made by :func:`make`), compiled for ``signature`` or loaded from the disk."""
     dispatcher = numba.njit(**{**OPTIONS, **(options or {})})(function)
-    dispatcher._cache = _Cache(function)
-    _announce(function, dispatcher._cache, signature)
+    dispatcher._cache = place = cache.NativeCache(function)
+    _announce(function, place)
     with _counted(function.__name__, lambda: sum(dispatcher.stats.cache_hits.values())):
         dispatcher.compile(signature)
     dispatcher.disable_compile()
@@ -211,16 +112,15 @@ def native(function: Any, signature: Any, options: dict[str, Any] | None = None)
 def callback(function: Any, signature: Any) -> CFunc:
     """``function`` as a C function with an address."""
     compiled = CFunc(function, (signature.args, signature.return_type), {}, _CALLBACK_OPTIONS)
-    cache = _CallbackCache(function)
-    vars(compiled)["_cache"] = cache
-    _announce(function, cache, signature)
+    vars(compiled)["_cache"] = place = cache.CallbackCache(function)
+    _announce(function, place)
     with _counted(function.__name__, lambda: compiled.cache_hits):
         compiled.compile()
     return compiled
 
 
-def _announce(function: Any, cache: Any, signature: Any) -> None:
-    if ON_COMPILE and not os.path.exists(cache._cache_file._index_path):
+def _announce(function: Any, place: Any) -> None:
+    if ON_COMPILE and not os.path.exists(place._cache_file._index_path):
         for hook in ON_COMPILE:
             hook(function.__name__)
 

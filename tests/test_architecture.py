@@ -13,7 +13,7 @@ LONGEST = 420
 FLOORS = [
     {"mathfn", "rule", "device", "philox", "instructions"},
     {"activations", "losses", "optimizers", "program"},
-    {"native", "lowering"},
+    {"native", "lowering", "cache"},
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},

@@ -83,7 +83,7 @@ def test_importing_compiles_nothing_and_asks_no_gpu():
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    code = "from dlcore.kernels import compile; compile.cache_directory(); compile.cache_directory()"
+    code = "from dlcore.kernels import cache; cache.cache_directory(); cache.cache_directory()"
     environment = {**os.environ, "DLCORE_CACHE_DIR": str(blocked / "cache"), "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert result.stderr.count("cannot be written") == 1

@@ -6,8 +6,10 @@ address of its rule, its scalars, and the panels that its matrix product needs. 
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import textwrap
 import types as python_types
 from collections.abc import Sequence
 from typing import Any
@@ -28,9 +30,9 @@ ROWS, START, INDEX, THREAD, THREADS, FIRST, LAST, CHUNK, CHUNK_FIRST, CHUNK_LAST
 SIGNATURE = types.void(types.int64, types.int64)
 _DTYPES = {"i": np.dtype(np.int64), "d": np.dtype(np.float64)}
 _FROM_CONTEXT = {
-    "rows": f"context[{ROWS}]", "start": f"context[{START}] + first", "index": f"context[{INDEX}]",
-    "thread": f"context[{THREAD}]", "threads": f"context[{THREADS}]", "first": "first",
-    "scratch": f"context[{SCRATCH}]", "control": f"context[{CONTROL}]",
+    "rows": f"_context[{ROWS}]", "start": f"_context[{START}] + _first", "index": f"_context[{INDEX}]",
+    "thread": f"_context[{THREAD}]", "threads": f"_context[{THREADS}]", "first": "_first",
+    "scratch": f"_context[{SCRATCH}]", "control": f"_context[{CONTROL}]",
 }  # fmt: skip
 
 
@@ -72,58 +74,84 @@ def _operand_view(op: Op, number: int, word: int, dtype: np.dtype) -> str:
     operand = op.operands[number]
     dims = operand.dims
     size = {"i": 8, "d": 8}.get(operand.dtype, dtype.itemsize)
-    address = f"row[{word}]"
-    sizes = [f"row[{word + 1 + axis}]" for axis in range(len(dims))]
+    address = f"_row[{word}]"
+    sizes = [f"_row[{word + 1 + axis}]" for axis in range(len(dims))]
     stride = " * ".join([str(size), *sizes[1:]])
-    there = f"if row[{word}] != 0 else 0"  # a missing operand has address 0, and no rows
+    there = f"if _row[{word}] != 0 else 0"  # a missing operand has address 0, and no rows
     if dims[0] == "m":
-        sizes[0] = f"(m {there})"
+        sizes[0] = f"(_m {there})"
         if op.division in ("rows", "chunks"):
-            address += f" + first * {stride}"
+            address += f" + _first * {stride}"
     elif dims[0] == "c":
-        address += f" + chunk * {stride}"
+        address += f" + _chunk * {stride}"
         sizes = sizes[1:]
     elif dims[0] == "C":
-        sizes[0] = f"(context[{CHUNKS}] {there})"
-    return f"view_{operand.dtype}{len(sizes)}({address}, {', '.join(sizes)})"
+        sizes[0] = f"(_context[{CHUNKS}] {there})"
+    return f"_view_{operand.dtype}{len(sizes)}({address}, {', '.join(sizes)})"
 
 
-def _entry_text(op: Op, arguments: Sequence[str], name: str, dtype: np.dtype) -> str:
+def _values(op: Op, dtype: np.dtype) -> dict[str, str]:
+    """The expression of everything that a body may take, by its name."""
+    values = dict(_FROM_CONTEXT)
+    word = 1
+    for number, operand in enumerate(op.operands):
+        values[operand.name] = _operand_view(op, number, word, dtype)
+        word += 1 + len(operand.dims)
+    values["rule"] = f"_row[{word}]"
+    for scalar in op.scalars:
+        word += 1
+        values[scalar] = f"_real(_row[{word}])"
+    values["gemm"] = f"_row[{word + 1}]"
+    values["kernels"] = f"row_ + {8 * (word + 2)}"
+    return values
+
+
+def _entry_text(op: Op, body: str, takes: Sequence[str] | None, name: str, dtype: np.dtype) -> str:
+    """The source of an entry: the body's, behind assignments to its parameters of what it ``takes``.
+
+    The body becomes part of the entry as source because that is much quicker to compile than as a function to inline.
+    """
+    definition = ast.parse(body).body[0]
+    assert isinstance(definition, ast.FunctionDef)
+    parameters = [argument.arg for argument in definition.args.args]
+    statements = definition.body[1:] if ast.get_docstring(definition) else definition.body
     lines = [
         f"def {name}(row_, context_):",
-        f"    row = words(row_, {WORDS})",
-        f"    context = words(context_, {CONTEXT})",
+        f"    _row = _words(row_, {WORDS})",
+        f"    _context = _words(context_, {CONTEXT})",
     ]
     indent = "    "
     if op.division == "rows":
         lines += [
-            f"    first = context[{FIRST}]",
-            f"    m = context[{LAST}] - first",
-            "    if m <= 0:",
+            f"    _first = _context[{FIRST}]",
+            f"    _m = _context[{LAST}] - _first",
+            "    if _m <= 0:",
             "        return",
         ]
     elif op.division == "chunks":
-        lines.append(f"    for chunk in range(context[{CHUNK_FIRST}], context[{CHUNK_LAST}]):")
+        if any(isinstance(node, ast.Return) for node in ast.walk(definition)):
+            raise TypeError(f"the body of {op.name} returns, which would end the loop over its chunks")
         indent = "        "
-        lines.append(f"{indent}first = chunk * context[{CHUNK}]")
-        lines.append(f"{indent}m = min(context[{ROWS}], first + context[{CHUNK}]) - first")
+        lines += [
+            f"    for _chunk in range(_context[{CHUNK_FIRST}], _context[{CHUNK_LAST}]):",
+            f"{indent}_first = _chunk * _context[{CHUNK}]",
+            f"{indent}_m = min(_context[{ROWS}], _first + _context[{CHUNK}]) - _first",
+        ]
     else:
         if op.division == "one":
-            lines += [f"    if context[{THREAD}] != 0:", "        return"]
-        lines += ["    first = 0", f"    m = context[{ROWS}]"]
-    word = 1
-    for number, operand in enumerate(op.operands):
-        lines.append(f"{indent}{operand.name} = {_operand_view(op, number, word, dtype)}")
-        word += 1 + len(operand.dims)
-    lines.append(f"{indent}rule = row[{word}]")
-    for k, scalar in enumerate(op.scalars):
-        lines.append(f"{indent}{scalar} = real(row[{word + 1 + k}])")
-    word += 1 + len(op.scalars)
-    lines.append(f"{indent}gemm = row[{word}]")
-    lines.append(f"{indent}kernels = row_ + {8 * word + 8}")
-    values = [_FROM_CONTEXT.get(name, name) for name in arguments]
-    lines.append(f"{indent}body({', '.join(values)})")
+            lines += [f"    if _context[{THREAD}] != 0:", "        return"]
+        lines += ["    _first = 0", f"    _m = _context[{ROWS}]"]
+    values = _values(op, dtype)
+    lines += [f"{indent}{p} = {values[source]}" for p, source in zip(parameters, takes or parameters, strict=True)]
+    lines += [textwrap.indent(ast.unparse(statement), indent) for statement in statements]
     return "\n".join(lines)
+
+
+def _helpers(dtype: np.dtype) -> dict[str, Any]:
+    helpers = {"_words": view_words, "_real": float_of_bits}
+    for letter, kind in (("f", dtype), *_DTYPES.items()):
+        helpers |= {f"_view_{letter}{dimensions}": view for dimensions, view in VIEWS[kind].items()}
+    return helpers
 
 
 _entries: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -136,21 +164,18 @@ def entry(step: Instruction) -> tuple[Any, Any]:
     key = (op.name, dtype, (rule.main, tuple(rule.parameters), rule.decoupled) if rule else None)
     if key not in _entries:
         name = f"{op.name}_{dtype.name}" + (f"_{rule.name}" if rule else "")
-        scope: dict[str, Any] = {"words": view_words, "real": float_of_bits}
-        for letter, kind in (("f", dtype), *_DTYPES.items()):
-            for dimensions, view in VIEWS[kind].items():
-                scope[f"view_{letter}{dimensions}"] = view
         meaning = f"{microkernel.vector_bytes()} {VARIANT}"
+        takes = None
         if rule is not None:
-            text, uniforms = compiler.begin(rule, dtype)
-            body = compiler.make(text, op.name, {"uniforms": compiler.CPU.inline(uniforms.function), "np": np})
-            arguments = ["hyper", "step", "uniforms"]
-            meaning += text + uniforms.text
+            body, uniforms = compiler.begin(rule, dtype)
+            scope = {"uniforms": compiler.CPU.inline(uniforms.function), "np": np}
+            takes = ["hyper", "step", "uniforms"]
+            meaning += uniforms.text
         else:
-            body = specialise(body_of(op.name), dtype)
-            arguments = list(inspect.signature(body_of(op.name)).parameters)
-        scope["body"] = compiler.CPU.inline(body)
-        function = compiler.make(_entry_text(op, arguments, name, dtype), name, scope, meaning)
+            body = inspect.getsource(body_of(op.name))
+            scope = specialise(body_of(op.name), dtype).__globals__
+        text = _entry_text(op, body, takes, name, dtype)
+        function = compiler.make(text, name, {**scope, **_helpers(dtype)}, meaning)
         _entries[key] = (compiler.callback(function, SIGNATURE), function)
     return _entries[key]
 
@@ -182,12 +207,10 @@ def rule_address(step: Instruction) -> int:
 
 @functools.cache
 def _product_address(dtype: np.dtype) -> int:
-    names = ", ".join(inspect.signature(gemm.product).parameters)
-    scope = {"body": compiler.CPU.inline(specialise(gemm.product, dtype))}
-    name = f"product_{dtype.name}"
-    text = f"def {name}({names}):\n    body({names})\n"
-    function = compiler.make(text, name, scope, str(microkernel.vector_bytes()))
-    return int(compiler.callback(function, types.void(*[types.int64] * (names.count(",") + 1))).address or 0)
+    product = specialise(gemm.product, dtype)
+    function = compiler.whole(product, f"product_{dtype.name}", str(microkernel.vector_bytes()))
+    signature = types.void(*[types.int64] * product.__code__.co_argcount)
+    return int(compiler.callback(function, signature).address or 0)
 
 
 def product_words(step: Instruction, threads: int) -> list[int]:

@@ -89,10 +89,8 @@ def work_many(list_, thread):
 @functools.cache
 def entry_point(body: Any) -> int:
     """The address of :func:`work` or :func:`work_many` as a C function."""
-    name = body.__name__
-    scope = {"body": compiler.CPU.inline(specialise(body, np.dtype(np.float64)))}
-    function = compiler.make(f"def {name}(job, thread):\n    body(job, thread)\n", name, scope, VARIANT)
-    address = compiler.callback(function, SIGNATURE).address
+    function = specialise(body, np.dtype(np.float64))
+    address = compiler.callback(compiler.whole(function, body.__name__, VARIANT), SIGNATURE).address
     assert address is not None
     return int(address)
 

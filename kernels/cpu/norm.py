@@ -139,7 +139,8 @@ def batch_norm_apply(
                 out[j] = (row[j] - mean[j]) * scale[j] + beta[j]
             if large:
                 stream(line, y[i])
-    streamed()
+    if large:
+        streamed()
 
 
 def _merge(shifts, offsets, squares, rows, base, total, spread):
@@ -245,4 +246,5 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
                     out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
                 if large:
                     stream(line, dx[i])
-    streamed()
+    if large:
+        streamed()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import inspect
 import numbers
 import os
 import threading
@@ -243,10 +242,7 @@ _SIGNATURES = {
 @functools.cache
 def _native(body: Any) -> Any:
     """A function of :data:`_SIGNATURES`, compiled."""
-    name, parameters = f"pool_{body.__name__}", ", ".join(inspect.signature(body).parameters)
-    text = f"def {name}({parameters}):\n    return body({parameters})\n"
-    function = compiler.make(text, name, {"body": compiler.CPU.inline(body)}, VARIANT)
-    return compiler.native(function, _SIGNATURES[body])
+    return compiler.native(compiler.whole(body, f"pool_{body.__name__}", VARIANT), _SIGNATURES[body])
 
 
 # ------------------------------------------------------------------------------------------------------ the pool
