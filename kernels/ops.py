@@ -3,6 +3,9 @@
 The backend follows from the type of the arrays: NumPy runs on the CPU, CuPy and other CUDA arrays on the GPU. Inputs
 may be read-only, strided or in Fortran order: what is not C-contiguous is copied. float32 and float64 are computed
 as they come; all floating arrays of a call have one dtype. Raises :class:`ShapeError` where operands do not fit.
+
+On the CPU, results of 2 MiB and more lie in memory that is used again once no array refers to it: clearing fresh pages
+takes longer than most kernels. At most 256 MiB are kept that way.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .cpu import eager
+from .cpu import eager, memory
 from .instructions import Instruction, ShapeError
 from .rule import Optimizer, RuleError, find
 
@@ -21,7 +24,7 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 class _Cpu:
     """NumPy arrays and the CPU engine."""
 
-    empty = staticmethod(np.empty)
+    empty = staticmethod(memory.empty)
     zeros = staticmethod(np.zeros)
     run = staticmethod(eager.execute)
 

@@ -1,0 +1,68 @@
+"""Memory for large results, used again.
+
+The C library returns large blocks to the system when they are freed, and the system clears every page that it hands
+out. For a result of 16 MiB that is 2 ms and more in each call, several times what a kernel needs to fill it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from ..program import ALIGNMENT
+
+SMALL = 1 << 21  # bytes below which the C library does as well
+KEPT = 1 << 28  # bytes of free blocks; the oldest beyond are given back
+_PAGE = 1 << 12
+
+_Memory = tuple[int, int, np.ndarray]  # bytes from an address on, which is a multiple of ALIGNMENT
+_free: deque[_Memory] = deque()
+# Only ever tried: a block may come back in the middle of anything, where a garbage collection sets in.
+_lock = threading.Lock()
+
+
+class _Block:
+    """What an array lies on; its memory is free again when the last array on it is gone."""
+
+    __slots__ = ("__array_interface__", "memory")
+
+    def __init__(self, memory: _Memory, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.memory = memory
+        self.__array_interface__ = {"data": (memory[1], False), "shape": shape, "typestr": dtype.str, "version": 3}
+
+    def __del__(self) -> None:
+        if _lock is not None and _lock.acquire(blocking=False):  # None: the interpreter is shutting down
+            try:
+                _free.append(self.memory)
+                kept = sum(block[0] for block in _free)
+                while kept > KEPT:
+                    kept -= _free.popleft()[0]
+            finally:
+                _lock.release()
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An array of any content, as ``np.empty`` gives; a large one begins at a cache line, in memory used before."""
+    dtype = np.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < SMALL:
+        return np.empty(shape, dtype)
+    return np.asarray(_Block(_take(-(-nbytes // _PAGE) * _PAGE), shape, dtype))
+
+
+def _take(size: int) -> _Memory:
+    if _lock.acquire(blocking=False):
+        try:
+            for k, block in enumerate(_free):
+                if block[0] == size:
+                    del _free[k]
+                    return block
+        finally:
+            _lock.release()
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    address = memory.ctypes.data
+    return size, address + -address % ALIGNMENT, memory
