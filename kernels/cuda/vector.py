@@ -1,0 +1,96 @@
+"""128-bit access: what one instruction of the hardware moves, four elements of float32 or two of float64.
+
+NVVM does not merge neighbouring loads of an array by itself. An index is that of the first element, and the address
+must be a multiple of 16 bytes: memory of the device begins at such addresses, views into it need not
+(:func:`aligned`).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+
+from .launch import SIMULATED, element
+
+BYTES = 16
+
+
+class Access(NamedTuple):
+    """Access to 1-d arrays of one dtype, ``lanes`` elements at once."""
+
+    lanes: int
+    load: Any  # (array, index) -> tuple
+    store: Any  # (array, index, tuple)
+
+
+def aligned(*arrays: Any) -> bool:
+    """Whether 128-bit access to each array may begin at its first element, and does so at every row of a matrix."""
+    return all(_address(a) % BYTES == 0 and (a.ndim < 2 or a.shape[-1] * a.dtype.itemsize % BYTES == 0) for a in arrays)
+
+
+def _address(array: Any) -> int:
+    if isinstance(array, np.ndarray):
+        return array.ctypes.data
+    return int(array.__cuda_array_interface__["data"][0])
+
+
+@functools.cache
+def access(dtype: Any) -> Access:
+    """128-bit access to arrays of ``dtype``; element by element on the simulator."""
+    dtype = np.dtype(dtype)
+    lanes = BYTES // dtype.itemsize
+    return Access(lanes, *(_plain(lanes) if SIMULATED else _intrinsics(dtype, lanes)))
+
+
+def _plain(lanes: int) -> tuple[Any, Any]:
+    def load(array, index):  # type: ignore[no-untyped-def]
+        return tuple(array[index + k] for k in range(lanes))
+
+    def store(array, index, values):  # type: ignore[no-untyped-def]
+        for k in range(lanes):
+            array[index + k] = values[k]
+
+    return load, store
+
+
+def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    kind = element(dtype)
+    several = types.UniTuple(kind, lanes)
+    vector = ir.VectorType({4: ir.FloatType(), 8: ir.DoubleType()}[dtype.itemsize], lanes)
+
+    def place(context, builder, signature, array, index):  # type: ignore[no-untyped-def]
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        first = builder.gep(data, [index])
+        return builder.bitcast(first, ir.PointerType(vector, first.type.addrspace))
+
+    def lane(k):  # type: ignore[no-untyped-def]
+        return ir.Constant(ir.IntType(32), k)
+
+    @intrinsic
+    def load(typing_context, array, index):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            value = builder.load(place(context, builder, signature, *arguments), align=BYTES)
+            elements = [builder.extract_element(value, lane(k)) for k in range(lanes)]
+            return context.make_tuple(builder, signature.return_type, elements)
+
+        return several(array, types.int64), codegen
+
+    @intrinsic
+    def store(typing_context, array, index, values):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            array, index, values = arguments
+            value = ir.Constant(vector, ir.Undefined)
+            for k in range(lanes):
+                value = builder.insert_element(value, builder.extract_value(values, k), lane(k))
+            builder.store(value, place(context, builder, signature, array, index), align=BYTES)
+            return context.get_dummy_value()
+
+        return types.void(array, types.int64, several), codegen
+
+    return load, store

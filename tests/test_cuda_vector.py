@@ -1,0 +1,38 @@
+"""128-bit access reads and writes whole groups of elements, and knows where it may begin."""
+
+import numpy as np
+import pytest
+from numba import cuda
+
+from dlcore.kernels.device import simulated, why_no_gpu
+
+if not simulated() and why_no_gpu():
+    pytest.skip(why_no_gpu(), allow_module_level=True)
+
+from dlcore.kernels.cuda.vector import access, aligned
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_groups_are_copied_in_order(dtype):
+    lanes, load, store = access(dtype)
+    assert lanes * np.dtype(dtype).itemsize == 16
+
+    def reverse_groups(a, out):
+        group = cuda.grid(1)
+        if group < a.size // lanes:
+            store(out, out.size - (group + 1) * lanes, load(a, group * lanes))
+
+    a = np.arange(5 * lanes, dtype=dtype)
+    out = np.zeros_like(a)
+    cuda.jit(reverse_groups)[2, 3](a, out)
+    assert np.array_equal(out, a.reshape(5, lanes)[::-1].ravel())
+
+
+def test_alignment_is_that_of_every_row():
+    memory = np.zeros(68, np.float32)
+    start = -memory.ctypes.data % 16 // 4
+    whole = memory[start : start + 64]
+    assert aligned(whole, whole.reshape(16, 4), whole.reshape(8, 8))
+    assert not aligned(whole[1:])
+    assert not aligned(whole, whole[2:])
+    assert not aligned(whole[:60].reshape(10, 6))
