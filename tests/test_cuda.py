@@ -231,7 +231,7 @@ def test_begin_of_adamw_after_adam():
 
 def test_every_instruction_takes_its_operands_and_scalars():
     for name, op in OPS.items():
-        known = {"rule", "start", "index", "rows", *(operand.name for operand in op.operands), *op.scalars}
+        known = {"rule", "cursor", *(operand.name for operand in op.operands), *op.scalars}
         taken = host_function(name)[1]
         assert set(taken) <= known, name
         assert [word for word in taken if word in op.scalars] == list(op.scalars), name

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from ..instructions import Instruction, ShapeError
-from .launch import SIMULATED, Launch, plan, run
+from . import driver
+from .launch import SIMULATED, Launch, plan
 
 if SIMULATED:
     # one import for numba-cuda and for Numba's own target
@@ -20,6 +22,11 @@ class _Simulated:
     """Memory of the simulator: NumPy arrays, handed to kernels without a copy."""
 
     zeros = staticmethod(np.zeros)
+    on = staticmethod(nullcontext)
+
+    @staticmethod
+    def stream() -> Any:
+        return None
 
     @staticmethod
     def to_device(array: Any) -> Any:
@@ -30,22 +37,45 @@ class _Simulated:
         return np.array(array)
 
     @staticmethod
-    def argument(value: Any) -> Any:
-        return FakeCUDAArray(value) if isinstance(value, np.ndarray) else value
+    def ready(launches: Sequence[Launch], stream: Any) -> Callable[[], None]:
+        calls = [(launch, [_simulated(a) for a in launch.arguments]) for launch in launches]
 
-    @staticmethod
-    def stream() -> Any:
-        return 0
+        def replay() -> None:
+            with np.errstate(all="ignore"):  # scalars would warn where a GPU is silent
+                for launch, arguments in calls:
+                    launch.kernel[launch.grid, launch.block](*arguments)
+
+        return replay
+
+
+def _simulated(value: Any) -> Any:
+    return FakeCUDAArray(value) if isinstance(value, np.ndarray) else value
 
 
 class _Device:
-    """Memory of the GPU: CuPy arrays, on CuPy's current device and stream."""
+    """Memory of the GPU: CuPy arrays, on CuPy's current device."""
 
     @staticmethod
     def zeros(shape: Any, dtype: Any) -> Any:
         import cupy
 
         return cupy.zeros(shape, dtype)
+
+    @staticmethod
+    def stream() -> Any:
+        import cupy
+
+        return cupy.cuda.Stream(non_blocking=True)
+
+    @staticmethod
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        """Work of CuPy goes to ``stream``, behind what the caller's stream holds; neither waits on the host."""
+        import cupy
+
+        stream.wait_event(cupy.cuda.get_current_stream().record())
+        with stream:
+            yield
 
     @staticmethod
     def to_device(array: Any) -> Any:
@@ -60,25 +90,18 @@ class _Device:
         return cupy.asnumpy(array)
 
     @staticmethod
-    def argument(value: Any) -> Any:
-        from numba import cuda
+    def ready(launches: Sequence[Launch], stream: Any) -> Callable[[], None]:
+        """The launches as one graph, which ``stream`` replays."""
+        calls = driver.prepare(launches)
+        return functools.partial(_launch, driver.capture(calls, stream), stream, calls)
 
-        return cuda.as_cuda_array(value, sync=False) if hasattr(value, "__cuda_array_interface__") else value
 
-    @staticmethod
-    def stream() -> Any:
-        import cupy
-        from numba import cuda
-
-        return cuda.external_stream(cupy.cuda.get_current_stream().ptr)
+def _launch(graph: Any, stream: Any, calls: Any) -> None:
+    """Replay a graph; the ``calls`` hold the memory that it works on."""
+    graph.launch(stream)
 
 
 memory: Any = _Simulated if SIMULATED else _Device
-
-
-def prepare(launches: Sequence[Launch]) -> list[Launch]:
-    """``launches`` with their arrays as what a kernel takes, so that repeating them converts nothing."""
-    return [launch._replace(arguments=tuple(map(memory.argument, launch.arguments))) for launch in launches]
 
 
 class _SimulatedBackend:
@@ -100,7 +123,7 @@ class _SimulatedBackend:
     def run(op: str, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         instruction = Instruction(op, operands, rule, scalars)
         arrays = [getattr(a, "_ary", a) for a in operands]
-        run(prepare(plan(instruction, arrays)), 0, 0)
+        _Simulated.ready(plan(instruction, arrays, np.zeros(2, np.int64)), None)()
 
 
 class _DeviceBackend:
@@ -126,7 +149,14 @@ class _DeviceBackend:
         import cupy
 
         arrays = [None if a is None else cupy.asarray(a) for a in operands]
-        run(prepare(plan(instruction, arrays)), 0, 0, memory.stream())
+        launches = plan(instruction, arrays, _start(cupy.cuda.Device().id))
+        driver.run(driver.prepare(launches), cupy.cuda.get_current_stream())
+
+
+@functools.cache
+def _start(device: int) -> Any:
+    """A cursor at the first sample, which nobody moves."""
+    return _Device.zeros(2, np.int64)
 
 
 @functools.cache

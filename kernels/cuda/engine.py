@@ -1,19 +1,23 @@
-"""The CUDA engine: a program as a list of kernel launches, in one arena of device memory.
+"""The CUDA engine: a program as graphs of kernel launches, in one arena of device memory.
 
-The launches of a list are planned once for each number of rows and then repeated; the host loops over mini-batches
-and instructions. On the simulator the same kernels run on NumPy arrays.
+The launches of a list are planned once for each number of rows and replayed as one graph for each mini-batch. Which
+mini-batch it is stands in a cursor on the device, that the last kernel of the graph moves: nothing changes from one
+replay to the next. The engine has a stream of its own, ordered behind the caller's without waiting on the host. On the
+simulator the same kernels run on NumPy arrays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from ..device import DeviceError
 from ..instructions import ROWS
 from ..program import Buffer, Program
-from .arrays import memory, prepare
-from .launch import Launch, plan, run
+from .arrays import memory
+from .launch import advance, plan
 
 
 class Engine:
@@ -30,7 +34,10 @@ class Engine:
         self._memory: Any = None
         self._views: dict[Buffer, Any] = {}
         self._externs: dict[str, Any] = {}
-        self._launches: dict[tuple[str, int], list[Launch]] = {}
+        self._replays: dict[tuple[str, int], Callable[[], None]] = {}
+        self._stream = memory.stream()
+        with memory.on(self._stream):
+            self._cursor = memory.zeros(2, np.int64)
         self.reserve(rows)
 
     def reserve(self, rows: int) -> None:
@@ -38,12 +45,19 @@ class Engine:
         if rows <= self.rows:
             return
         _, work, total = self.program.layout(rows)
-        arena = memory.zeros(total, np.uint8)
-        if self.rows:
-            arena[:work] = self._memory[:work]
+        with memory.on(self._stream):
+            try:
+                arena = memory.zeros(total, np.uint8)
+            except MemoryError as error:
+                raise DeviceError(
+                    f"the GPU has no {total / 2**20:,.0f} MiB free, which this model needs for mini-batches of "
+                    f"{rows:,} samples; take a smaller batch_size, or device='cpu'"
+                ) from error
+            if self.rows:
+                arena[:work] = self._memory[:work]
         self._memory, self.rows = arena, rows
         self._views = self.program.views(arena, rows)
-        self._launches.clear()
+        self._replays.clear()
 
     @property
     def nbytes(self) -> int:
@@ -56,23 +70,30 @@ class Engine:
 
     def read(self, buffer: Buffer) -> np.ndarray:
         """A copy of ``buffer`` as a NumPy array."""
-        return memory.to_host(self._views[buffer])
+        with memory.on(self._stream):
+            return memory.to_host(self._views[buffer])
 
     def write(self, buffer: Buffer, value: Any) -> None:
         """Set ``buffer`` to ``value``."""
-        view = self._views[buffer]
-        view[...] = memory.to_device(np.asarray(value, buffer.dtype))
+        with memory.on(self._stream):
+            self._views[buffer][...] = memory.to_device(np.asarray(value, buffer.dtype))
 
     def bind(self, **arrays: Any) -> None:
-        """Copy the arrays of externs to the device."""
-        for name, array in arrays.items():
-            self.program.check_binding(name, array)
-            self._externs[name] = memory.to_device(array)
-        self._launches.clear()
+        """Copy the arrays of externs to the device: into what was there before, if shape and dtype are the same."""
+        with memory.on(self._stream):
+            for name, array in arrays.items():
+                self.program.check_binding(name, array)
+                before = self._externs.get(name)
+                if before is not None and before.shape == array.shape and before.dtype == array.dtype:
+                    before[...] = memory.to_device(array)
+                else:
+                    self._externs[name] = memory.to_device(array)
+                    self._replays.clear()
 
     def fetch(self, name: str) -> np.ndarray:
         """A copy of what is bound to ``name``, with what was written into it."""
-        return memory.to_host(self._externs[name])
+        with memory.on(self._stream):
+            return memory.to_host(self._externs[name])
 
     def _array(self, operand: Any, rows: int) -> Any:
         if operand is None:
@@ -82,23 +103,23 @@ class Engine:
         view = self._views[operand]
         return view[:rows] if operand.shape and operand.shape[0] == ROWS else view
 
-    def _plan(self, name: str, rows: int) -> list[Launch]:
-        if (name, rows) not in self._launches:
+    def _replay(self, name: str, rows: int) -> Callable[[], None]:
+        if (name, rows) not in self._replays:
             launches = [
                 launch
                 for instruction in self.program.lists[name]
-                for launch in plan(instruction, [self._array(o, rows) for o in instruction.operands])
+                for launch in plan(instruction, [self._array(o, rows) for o in instruction.operands], self._cursor)
             ]
-            self._launches[name, rows] = prepare(launches)
-        return self._launches[name, rows]
+            self._replays[name, rows] = memory.ready([*launches, advance(self._cursor, rows)], self._stream)
+        return self._replays[name, rows]
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.
 
-        Mini-batch ``i`` takes ``order[i * batch : (i + 1) * batch]``; the last may be smaller.
+        Mini-batch ``i`` takes ``order[i * batch : (i + 1) * batch]``; the last may be smaller. The host does not wait.
         """
         self.program.check_run(steps, batch, samples, first, self.rows)
-        stream = memory.stream()
-        for index in range(first, first + steps):
-            start = index * batch
-            run(self._plan(name, min(batch, samples - start)), start, index, stream)
+        with memory.on(self._stream):
+            self._cursor[...] = memory.to_device(np.array([first * batch, first]))
+            for index in range(first, first + steps):
+                self._replay(name, min(batch, samples - index * batch))()

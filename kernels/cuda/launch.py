@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import linecache
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from ..device import simulated
 from ..instructions import OPS, Instruction
 from ..lowering import Lowered, lower
 from ..rule import REGISTRY, Rule
+from .machine_code import Kernel, argument_types, describe, meaning
 
 SIMULATED = simulated()
 MODULES = ("dense", "rowwise", "norm", "layer_norm", "update", "dropout")
@@ -59,7 +61,7 @@ CUDA = CudaBackend()
 
 
 class Launch(NamedTuple):
-    """One launch of a kernel; :data:`START` and :data:`INDEX` among the arguments are filled in when it runs."""
+    """One launch of a kernel on arrays and scalars of NumPy's types."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -67,21 +69,23 @@ class Launch(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-class _Late:
-    """An argument known only when the mini-batch is."""
-
-
-START, INDEX = _Late(), _Late()
-
-
-def kernel(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a factory of kernel functions into one of compiled kernels, each made once."""
+def kernel(make: Callable[..., Any]) -> Callable[..., Kernel]:
+    """Turn a factory of kernel functions into one of kernels, each made once."""
 
     @functools.cache
-    def made(*key: Any) -> Any:
-        return cuda.jit(make(*key))
+    def made(*key: Any) -> Kernel:
+        return Kernel(make(*key), f"{make.__module__}.{make.__qualname__}", *map(meaning, key))
 
     return made
+
+
+def generated(text: str, name: str, scope: dict[str, Any], *parts: Any, **options: Any) -> Kernel:
+    """The kernel ``name`` of a generated text, with ``parts``: those of its scope that the text does not tell apart."""
+    meanings = [text, *map(meaning, parts)]
+    file = f"<dlcore {name} {hash(tuple(meanings)) & 0xFFFFFFFF:08x}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    exec(compile(text, file, "exec"), scope)
+    return Kernel(scope[name], *meanings, **options)
 
 
 def element(dtype: Any) -> Any:
@@ -104,7 +108,9 @@ def lowered(rule: Rule, part: str, dtype: Any) -> tuple[Callable[..., Any], Lowe
     key = (rule.main, getattr(rule, "slope", None), tuple(rule.parameters.items()), part, np.dtype(dtype))
     if key not in _lowered:
         result = lower(rule, part, dtype, CUDA)
-        _lowered[key] = CUDA.inline(result.function), result
+        function = CUDA.inline(result.function)
+        describe(function, result.text)
+        _lowered[key] = function, result
     return _lowered[key]
 
 
@@ -148,23 +154,32 @@ def host_function(op: str) -> tuple[Callable[..., list[Launch]], tuple[str, ...]
     raise LookupError(f"the CUDA engine has no instruction {op!r}")
 
 
-def plan(instruction: Instruction, operands: Sequence[Any]) -> list[Launch]:
-    """The launches of ``instruction`` on arrays."""
+def plan(instruction: Instruction, operands: Sequence[Any], cursor: Any) -> list[Launch]:
+    """The launches of ``instruction`` on arrays.
+
+    ``cursor`` is an array of two int64 on the device, which a kernel reads: the first sample of the mini-batch in the
+    order of samples, and the number of the mini-batch.
+    """
     op = instruction.op
     given: dict[str, Any] = {spec.name: array for spec, array in zip(op.operands, operands, strict=True)}
     given |= dict(zip(op.scalars, instruction.scalars, strict=True))
-    given |= {"rule": instruction.rule, "start": START, "index": INDEX}
+    given |= {"rule": instruction.rule, "cursor": cursor}
     function, parameters = host_function(op.name)
     return function(*(given[name] for name in parameters))
 
 
-def run(launches: Sequence[Launch], start: int, index: int, stream: Any = 0) -> None:
-    """Launch in order on ``stream``."""
-    late = {id(START): np.int64(start), id(INDEX): np.int64(index)}
-    with np.errstate(all="ignore"):  # on the simulator, scalars would warn where a GPU is silent
-        for launch in launches:
-            arguments = [late.get(id(a), a) for a in launch.arguments]
-            launch.kernel[launch.grid, launch.block, stream](*arguments)
+@kernel
+def _advance() -> Any:
+    def advance(cursor, rows):
+        cursor[0] += rows
+        cursor[1] += 1
+
+    return advance
+
+
+def advance(cursor: Any, rows: int) -> Launch:
+    """The launch, last in a list, that moves the cursor to the next mini-batch."""
+    return Launch(_advance(), (1,), (1,), (cursor, np.int64(rows)))
 
 
 # ------------------------------------------------------------------------------------------------ catalogue
@@ -204,11 +219,11 @@ def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64), rules: Sequence[
     for op in OPS.values():
         for dtype in map(np.dtype, dtypes):
             for label, instruction in _variants(op, dtype, rules):
-                for launch in plan(instruction, instruction.operands):
+                for launch in plan(instruction, instruction.operands, np.zeros(2, np.int64)):
                     function = launch.kernel.py_func
-                    values = [np.int64(0) if isinstance(a, _Late) else a for a in launch.arguments]
-                    signature = tuple(numba.typeof(value) for value in values)
+                    signature = argument_types(launch.arguments)
                     name = f"{label}/{function.__name__}/{dtype.name}"
                     wide = dtype == np.float64 or function.__name__ in DELIBERATE_FLOAT64
-                    entries.setdefault((id(launch.kernel), signature), Entry(name, function, signature, {}, wide))
+                    entry = Entry(name, function, signature, launch.kernel.options, wide)
+                    entries.setdefault((id(launch.kernel), signature), entry)
     return list(entries.values())

@@ -29,32 +29,32 @@ def _rows(rows: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 @kernel
 def _gather_rows() -> Any:
-    def gather_rows(start, source, order, out):  # type: ignore[no-untyped-def]
+    def gather_rows(cursor, source, order, out):  # type: ignore[no-untyped-def]
         row = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
         column = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
         if row < out.shape[0] and column < out.shape[1]:
-            out[row, column] = source[order[start + row], column]
+            out[row, column] = source[order[cursor[0] + row], column]
 
     return gather_rows
 
 
 @kernel
 def _gather_values() -> Any:
-    def gather_values(start, source, order, out):  # type: ignore[no-untyped-def]
+    def gather_values(cursor, source, order, out):  # type: ignore[no-untyped-def]
         for i in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-            out[i] = source[order[start + i]]
+            out[i] = source[order[cursor[0] + i]]
 
     return gather_values
 
 
-def gather_rows(start: Any, source: Any, order: Any, out: Any) -> list[Launch]:
-    """``out[r] = source[order[start + r]]`` for matrices."""
-    return [Launch(_gather_rows(), *tiled(*out.shape), (start, source, order, out))]
+def gather_rows(cursor: Any, source: Any, order: Any, out: Any) -> list[Launch]:
+    """``out[r] = source[order[cursor[0] + r]]`` for matrices."""
+    return [Launch(_gather_rows(), *tiled(*out.shape), (cursor, source, order, out))]
 
 
-def gather_labels(start: Any, source: Any, order: Any, out: Any) -> list[Launch]:
-    """``out[r] = source[order[start + r]]`` for vectors."""
-    return [Launch(_gather_values(), *flat(out.size), (start, source, order, out))]
+def gather_labels(cursor: Any, source: Any, order: Any, out: Any) -> list[Launch]:
+    """``out[r] = source[order[cursor[0] + r]]`` for vectors."""
+    return [Launch(_gather_values(), *flat(out.size), (cursor, source, order, out))]
 
 
 gather_values = gather_labels
@@ -374,7 +374,7 @@ def binary_accuracy(score: Any, target: Any, hit: Any, threshold: float) -> list
 
 @kernel
 def _record(dtype: Any) -> Any:
-    def record(index, value, history):  # type: ignore[no-untyped-def]
+    def record(cursor, value, history):  # type: ignore[no-untyped-def]
         """One block: strided sums, then a tree in shared memory."""
         sums = cuda.shared.array(BLOCK, numba.float64)
         t = cuda.threadIdx.x
@@ -390,11 +390,11 @@ def _record(dtype: Any) -> Any:
             cuda.syncthreads()
             half //= 2
         if t == 0:
-            history[index] = sums[0] / float(value.size)
+            history[cursor[1]] = sums[0] / float(value.size)
 
     return record
 
 
-def record(index: Any, value: Any, history: Any) -> list[Launch]:
-    """``history[index] = mean(value)``, summed in float64."""
-    return [Launch(_record(value.dtype), (1,), (BLOCK,), (index, value, history))]
+def record(cursor: Any, value: Any, history: Any) -> list[Launch]:
+    """``history[cursor[1]] = mean(value)``, summed in float64."""
+    return [Launch(_record(value.dtype), (1,), (BLOCK,), (cursor, value, history))]
