@@ -111,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
 
     warmup = sub.add_parser("warmup", help="compile the kernels now, so that the first training starts at once")
     warmup.add_argument("--float64", action="store_true", help="those for float64 too")
+    warmup.add_argument(
+        "--cuda", metavar="ARCH", help="those for GPUs of these architectures too, such as 90 or 80,90; needs no GPU"
+    )
     warmup.set_defaults(call=commands.warmup)
     return parser
 

@@ -334,10 +334,16 @@ def info(arguments: argparse.Namespace) -> None:
 
 def warmup(arguments: argparse.Namespace) -> None:
     """``dlcore warmup``"""
+    architectures = _architectures(arguments.cuda)
     start = time.perf_counter()
     with compile.announcing(lambda name: print(f"compiling {name}", flush=True)):
         for dtype in ("float32", "float64") if arguments.float64 else ("float32",):
-            _exercise(dtype)
+            for model in _exercise(dtype):
+                if architectures:  # only then, because it imports the CUDA tools
+                    from .kernels.cuda.ahead import compile_ahead
+
+                    for arch in architectures:
+                        compile_ahead(model.program, arch)
     statistics = compile.STATISTICS
     if not statistics["compiled"]:
         print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {cache.cache_directory()}")
@@ -346,8 +352,28 @@ def warmup(arguments: argparse.Namespace) -> None:
     print(f"compiled {statistics['compiled']:.0f} kernels in {seconds:.1f} s into {cache.cache_directory()}")
 
 
-def _exercise(dtype: str) -> None:
-    """Run every layer, loss and metric of the command line once."""
+def _architectures(given: str | None) -> list[int]:
+    """Those of ``--cuda``, such as ``90`` or ``80,sm_90``; that of the GPU, if there is one, where nothing is said."""
+    if given is None:
+        if device.why_no_gpu() is not None:
+            return []
+        import cupy
+
+        return [int(cupy.cuda.Device().compute_capability)]
+    from .kernels.cuda.ahead import why_not
+
+    reason = why_not()
+    if reason is not None:
+        raise CommandError(f"--cuda cannot be used: {reason}")
+    names = [name.strip().removeprefix("sm_").replace(".", "") for name in given.split(",")]
+    wrong = [name for name in names if not name.isdecimal() or int(name) < device.OLDEST]
+    if wrong:
+        raise CommandError(f"--cuda expects architectures from {device.OLDEST} on, such as 90 or 80,90; got {given!r}")
+    return [int(name) for name in names]
+
+
+def _exercise(dtype: str) -> Iterator[Sequential]:
+    """Run every layer, loss and metric of the command line once; the models that did it."""
     x, y = np.zeros((4, 3), dtype), np.array([0, 1, 0, 1])
     inner = [
         layers.Dense(4, "relu"),
@@ -356,19 +382,20 @@ def _exercise(dtype: str) -> None:
         layers.Activation("relu"),
         layers.Dropout(0.5),
     ]
-    model = Sequential([layers.Input((3,), dtype=dtype), *inner, layers.Dense(2, "softmax")], device="cpu")
-    model.compile("adamw", "sparse_categorical_crossentropy", ["accuracy"])
-    model.fit(x, y, verbose=0, validation_data=(x, y))
-    model.train_on_batch(x.copy(), y.copy())
-    for vectors in range(1, microkernel.VECTORS + 1):  # every tile that products of some width need
-        for missing in (0, 1):
-            w = np.zeros((3, vectors * microkernel.lanes(dtype) - missing), dtype)
-            kernels.dense_forward(x, w)
-    model.predict(x)
-    model = Sequential([layers.Dense(1, dtype=dtype)], device="cpu")
-    model.compile("adamw", "mse", ["mae"])
-    model.fit(x, y, verbose=0, validation_data=(x, y))
-    model.train_on_batch(x.copy(), y.copy())
+    for stack, loss, metric in (
+        (
+            [layers.Input((3,), dtype=dtype), *inner, layers.Dense(2, "softmax")],
+            "sparse_categorical_crossentropy",
+            "accuracy",
+        ),
+        ([layers.Dense(1, dtype=dtype)], "mse", "mae"),
+    ):
+        model = Sequential(stack, device="cpu")
+        model.compile("adamw", loss, [metric])
+        model.fit(x, y, verbose=0, validation_data=(x, y))
+        model.train_on_batch(x.copy(), y.copy())
+        model.predict(x)
+        yield model
     for vectors in range(1, microkernel.VECTORS + 1):  # every tile that products of some width need
         for missing in (0, 1):
             w = np.zeros((3, vectors * microkernel.lanes(dtype) - missing), dtype)

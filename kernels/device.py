@@ -7,6 +7,7 @@ import importlib.util
 from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
+OLDEST = 75  # compute capability: Turing
 
 
 class DeviceError(RuntimeError):
@@ -34,7 +35,13 @@ def why_no_gpu() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:  # no driver, a driver that is too old: CuPy says which
         return f"no CUDA device: {str(error).strip().splitlines()[0]}"
-    return None if count else "no CUDA device was found"
+    if not count:
+        return "no CUDA device was found"
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < OLDEST:
+        found, oldest = (f"{c // 10}.{c % 10}" for c in (capability, OLDEST))
+        return f"the GPU has compute capability {found}; dlcore needs {oldest} or newer"
+    return None
 
 
 def resolve(device: str = "auto") -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from dlcore.cli import main
 from dlcore.kernels import compile
+from dlcore.kernels.device import simulated
 
 QUICK = ["--epochs", "2", "--layers", "8"]
 
@@ -234,4 +235,7 @@ def test_info_and_help_and_warmup(capsys):
     capsys.readouterr()
     assert main(["warmup"]) == 0
     assert "kernels" in capsys.readouterr().out
+    if simulated():
+        assert main(["warmup", "--cuda", "90"]) == 2
+        assert "--cuda cannot be used: NUMBA_ENABLE_CUDASIM" in capsys.readouterr().err
     assert compile.ON_COMPILE == []  # nothing goes on talking

@@ -104,6 +104,7 @@ before = compiled()
 name, image = code(twice)
 assert image.startswith(b"\\x7fELF") and name
 assert compiled() == before + 1
+cubin.cache_clear()
 assert code(twice) == (name, image)
 assert compiled() == before + 1, "a kernel that is on the disk was compiled"
 others = [code(twice, np.float64), code(twice, arch=80)]
@@ -121,18 +122,41 @@ cpu = compiled() - before - 3  # a rule is tried on the CPU when it is made
 others.append(code(scaled))
 assert compiled() == before + cpu + 4
 assert len({image, *(o[1] for o in others)}) == 4
-try:
-    assemble("nonsense", 90)
-except DeviceError as error:
-    print(error)
+for arch in (90, 777):
+    try:
+        assemble("nonsense", arch)
+    except DeviceError as error:
+        print(error)
 """
 
 
 def test_machine_code_is_filed_under_what_it_means(tmp_path):
     source = tmp_path / "stored.py"  # a rule needs a file
     source.write_text(_STORED)
-    message = _compiling(f"import runpy; runpy.run_path({str(source)!r})", tmp_path)
-    assert message.startswith("nvJitLink cannot assemble a kernel for sm_90")
+    first, second = _compiling(f"import runpy; runpy.run_path({str(source)!r})", tmp_path).splitlines()
+    assert first.startswith("nvJitLink cannot assemble a kernel for sm_90")
+    assert second.endswith("does not know sm_777")
+
+
+_AHEAD = """
+from dlcore import Sequential, layers
+from dlcore.kernels import compile
+from dlcore.kernels.cuda.ahead import compile_ahead
+
+model = Sequential([layers.Input((3,)), layers.Dense(2)], device="cpu")
+model.compile("sgd", "mse")
+before = compile.STATISTICS["compiled"]
+compile_ahead(model.program, 80)
+print(compile.STATISTICS["compiled"] - before)
+"""
+
+
+def test_a_program_is_compiled_for_a_gpu_that_is_not_here(tmp_path):
+    counts = [int(_compiling(_AHEAD, tmp_path)) for _ in range(2)]
+    assert counts[0] >= 8
+    assert counts[1] == 0, "what is on the disk was compiled again"
+    found = {path.name.split(".")[0] for path in tmp_path.rglob("*.sm_80.cubin")}
+    assert {"optimizer_update", "elementwise_loss", "advance"} <= found
 
 
 def _gathering():

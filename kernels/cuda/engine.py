@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceError
-from ..instructions import ROWS
 from ..program import Buffer, Program
 from .arrays import memory
-from .launch import advance, plan
+from .launch import launches
 
 
 class Engine:
@@ -95,22 +94,13 @@ class Engine:
         with memory.on(self._stream):
             return memory.to_host(self._externs[name])
 
-    def _array(self, operand: Any, rows: int) -> Any:
-        if operand is None:
-            return None
-        if operand.region == "extern":
-            return self._externs[operand.name]
-        view = self._views[operand]
-        return view[:rows] if operand.shape and operand.shape[0] == ROWS else view
+    def _array(self, operand: Any) -> Any:
+        return self._externs[operand.name] if operand.region == "extern" else self._views[operand]
 
     def _replay(self, name: str, rows: int) -> Callable[[], None]:
         if (name, rows) not in self._replays:
-            launches = [
-                launch
-                for instruction in self.program.lists[name]
-                for launch in plan(instruction, [self._array(o, rows) for o in instruction.operands], self._cursor)
-            ]
-            self._replays[name, rows] = memory.ready([*launches, advance(self._cursor, rows)], self._stream)
+            planned = launches(self.program, name, self._array, self._cursor, rows)
+            self._replays[name, rows] = memory.ready(planned, self._stream)
         return self._replays[name, rows]
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:

@@ -11,13 +11,12 @@ it in registers; sums with names of their own stay there.
 from __future__ import annotations
 
 import functools
-import linecache
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
-from .launch import Launch, ceil_div, element
+from .launch import Launch, ceil_div, element, generated
 
 TILE = 64  # rows and columns of the result a block computes
 SLICE = 8  # of the inner index, in shared memory at a time
@@ -108,10 +107,7 @@ def product(dtype: Any, a: str, b: str, value: Any = None, has_bias: bool = Fals
         store=_lines(4, _store(has_bias, save_z, value is not None)),
     )
     scope = {"cuda": cuda, "element": element(dtype), "zero": np.dtype(dtype).type(0), "value": value}
-    file = f"<dlcore {name} {np.dtype(dtype)} {has_bias}{save_z}{value is not None}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    exec(compile(text, file, "exec"), scope)
-    return cuda.jit(scope[name])
+    return generated(text, name, scope, dtype, value)
 
 
 def multiply(kernel: Any, a: Any, b: Any, bias: Any, z: Any, out: Any) -> Launch:

@@ -23,7 +23,7 @@ from numba import cuda
 
 from .. import mathfn
 from ..device import simulated
-from ..instructions import OPS, Instruction
+from ..instructions import OPS, ROWS, Instruction
 from ..lowering import Lowered, lower
 from ..rule import REGISTRY, Rule
 from .machine_code import Kernel, argument_types, describe, meaning
@@ -177,9 +177,24 @@ def _advance() -> Any:
     return advance
 
 
-def advance(cursor: Any, rows: int) -> Launch:
-    """The launch, last in a list, that moves the cursor to the next mini-batch."""
-    return Launch(_advance(), (1,), (1,), (cursor, np.int64(rows)))
+def launches(program: Any, name: str, array: Callable[[Any], Any], cursor: Any, rows: int) -> list[Launch]:
+    """The launches of a list for a mini-batch of ``rows`` rows; the last one moves the cursor to the next mini-batch.
+
+    ``array`` gives the array of an operand, with room for ``rows`` rows or more.
+    """
+
+    def operand(buffer: Any) -> Any:
+        if buffer is None:
+            return None
+        found = array(buffer)
+        return found[:rows] if buffer.shape and buffer.shape[0] == ROWS else found
+
+    planned = [
+        launch
+        for instruction in program.lists[name]
+        for launch in plan(instruction, [operand(o) for o in instruction.operands], cursor)
+    ]
+    return [*planned, Launch(_advance(), (1,), (1,), (cursor, np.int64(rows)))]
 
 
 # ------------------------------------------------------------------------------------------------ catalogue

@@ -90,6 +90,7 @@ def _versions() -> str:
     return " ".join(map(version, _TOOLS))
 
 
+@functools.cache
 def cubin(kernel: Kernel, kinds: tuple[Any, ...], arch: int) -> tuple[str, bytes]:
     """Name and machine code of ``kernel`` for arguments of these types and ``sm_<arch>``, from the disk or compiled."""
     digest = cache.fingerprint(kernel.meaning, repr(kinds), f"sm_{arch}", _versions())
@@ -149,9 +150,13 @@ def assemble(text: str, arch: int) -> bytes:
     try:
         from cuda.bindings import nvjitlink
 
-        handle = nvjitlink.create(1, [f"-arch=sm_{arch}"])
-    except (ImportError, RuntimeError) as missing:
+        nvjitlink.version()
+    except (ImportError, RuntimeError) as missing:  # the bindings, or the library
         return _assemble_by_driver(text, missing)
+    try:
+        handle = nvjitlink.create(1, [f"-arch=sm_{arch}"])
+    except nvjitlink.nvJitLinkError as error:
+        raise DeviceError(f"nvJitLink {'.'.join(map(str, nvjitlink.version()))} does not know sm_{arch}") from error
     try:
         code = text.encode()
         nvjitlink.add_data(handle, nvjitlink.InputType.PTX, code, len(code), "dlcore")

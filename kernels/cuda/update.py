@@ -9,7 +9,6 @@ float32 gradient with elements beyond 1.8e19 has an infinite norm here (its squa
 from __future__ import annotations
 
 import functools
-import linecache
 import math
 from typing import Any
 
@@ -19,17 +18,10 @@ from numba import cuda
 
 from ..compile import UNIFORM_HEADER, decay_terms
 from ..lowering import lower_uniforms
-from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, kernel, lowered, scratch
+from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
+from .machine_code import describe
 
 NORM_BLOCKS = 256  # at most; one thread adds their sums
-
-
-def _made(text: str, name: str, label: str, scope: dict[str, Any]) -> Any:
-    """The kernel ``name`` of a generated text."""
-    file = f"<dlcore {name} {label}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    exec(compile(text, file, "exec"), scope)
-    return cuda.jit(scope[name])
 
 
 # ---------------------------------------------------------------------------------------------------- begin
@@ -57,9 +49,11 @@ def optimizer_begin(rule: Any, hyper: Any, step: Any, uniforms: Any) -> list[Lau
         l2, keep = decay_terms(rule)
         count = len(sources)
         text = _BEGIN.format(size=max(1, count), count=count, header=UNIFORM_HEADER, l2=l2, keep=keep)
-        function = CUDA.inline(lower_uniforms(rule, sources, CUDA).function)
+        low = lower_uniforms(rule, sources, CUDA)
+        function = CUDA.inline(low.function)
+        describe(function, low.text)
         scope = {"cuda": cuda, "float64": numba.float64, "uniforms": function}
-        _begin[key] = _made(text, "optimizer_begin", rule.name, scope)
+        _begin[key] = generated(text, "optimizer_begin", scope, function)
     return [Launch(_begin[key], (1,), (1,), (hyper, step, uniforms))]
 
 
@@ -144,7 +138,7 @@ def _update(update: Any, slots: int, uniforms: int) -> Any:
         slots="".join(f", s[{k}, i]" for k in range(slots)),
         arguments="".join(f", u{k}" for k in range(uniforms)),
     )
-    return _made(text, "optimizer_update", f"{slots} {uniforms}", {"cuda": cuda, "update": update})
+    return generated(text, "optimizer_update", {"cuda": cuda, "update": update}, update)
 
 
 def optimizer_update(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any) -> list[Launch]:
