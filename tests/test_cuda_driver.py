@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from dlcore import Sequential, layers, optimizers, random
 from dlcore.kernels import Builder
 from dlcore.kernels.device import DeviceError, simulated, why_no_gpu
 
@@ -18,6 +19,9 @@ if not simulated() and why_no_gpu():
 from dlcore.kernels.cuda import driver
 from dlcore.kernels.cuda import engine as engine_module
 from dlcore.kernels.cuda.engine import Engine
+
+if simulated():
+    import driver_simulator
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -204,3 +208,30 @@ def test_too_little_memory_is_one_message(monkeypatch):
     with pytest.raises(DeviceError, match=r"the GPU has no 8 MiB free, .* mini-batches of 1,000,000 samples"):
         engine.reserve(1_000_000)
     assert engine.rows == 3
+
+
+@pytest.mark.skipif(not simulated(), reason="the GPU itself is tested in test_cuda.py")
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_training_through_the_driver_agrees_with_the_cpu(monkeypatch, epochs):
+    """Everything but the hardware: words, graphs, cursor, streams; the last mini-batch of an epoch is smaller."""
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((13, 4)), rng.integers(0, 3, 13)
+
+    def trained(device):
+        random.set_seed(3)
+        inner = [layers.Dense(5, use_bias=False), layers.BatchNormalization(), layers.Activation("relu")]
+        model = Sequential(
+            [layers.Input((4,), dtype="float64"), *inner, layers.Dropout(0.2), layers.Dense(3, "softmax")],
+            device=device,
+        )
+        model.compile(optimizers.Adam(global_clipnorm=0.5), "sparse_categorical_crossentropy", ["accuracy"])
+        history = model.fit(x, y, batch_size=5, epochs=epochs, verbose=0, validation_data=(x, y))
+        loss = model.train_on_batch(x[:5], y[:5])
+        return [*model.get_weights(), history.history["loss"], history.history["val_accuracy"], loss, model.predict(x)]
+
+    expected = trained("cpu")
+    with driver_simulator.installed(monkeypatch) as graphs:
+        got = trained("cuda")
+        assert graphs.launched == epochs * (3 + 1) + 1 + 1  # training and validation in each epoch
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
