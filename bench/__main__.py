@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import cases, peers, report, timing
+from . import cases, gpu, gpu_sections, peers, report, timing
 
 if TYPE_CHECKING:
     from .roofline import Ceilings
@@ -25,6 +25,10 @@ _PEERS_EXAMPLES = """examples:
 _CONDITIONS_EXAMPLES = """examples:
   python -m bench conditions                 all of them, about two minutes
   python -m bench conditions cold memory     two of them
+"""
+_GPU_EXAMPLES = """examples:
+  python -m bench gpu                        all of them, ten minutes at most
+  python -m bench gpu kernels products       two of them
 """
 _QUICK = timing.Plan(rounds=3, seconds=0.04, limit=5.0, patience=0.25)
 _GRID_SHARE = 0.5  # of rounds and seconds, for a row of a grid: there are many
@@ -52,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "parts", nargs="*", help="some of cold, overhead, scaling, loaded, neighbours, memory; else all"
     )
+    text = "everything that only a GPU can tell, into a dated file under bench/results"
+    command = commands.add_parser("gpu", help=text, description=f"{text}.", epilog=_GPU_EXAMPLES, formatter_class=raw)
+    command.add_argument("sections", nargs="*", help=f"some of {', '.join(gpu_sections.SECTIONS)}; else all")
+    command.add_argument("--out", type=pathlib.Path, default=gpu.RESULTS, metavar="FOLDER", help="default: %(default)s")
     commands.add_parser("offline", help="compile every CUDA kernel without a GPU (python -m bench offline --help)")
     return parser
 
@@ -138,6 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return offline.main(given[1:])
     options = _parser().parse_args(given)
+    if options.command == "gpu":
+        return gpu.main(options.sections, options.out)
     if options.command == "conditions":
         from . import conditions
 
