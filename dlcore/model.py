@@ -237,9 +237,13 @@ class Sequential:
             data, validation = data.split(len(data.samples) - int(len(data.samples) * validation_split))
         if validation is not None and data.weights is not None and validation.weights is None:
             validation.weights = np.ones(len(validation.samples), self.dtype)  # the same program serves both
-        return training.fit(
-            self, data, validation, batch_size, range(initial_epoch, epochs), shuffle, verbose, callbacks
-        )
+        try:
+            return training.fit(
+                self, data, validation, batch_size, range(initial_epoch, epochs), shuffle, verbose, callbacks
+            )
+        finally:
+            with self._lock:
+                self._engine.release()
 
     def evaluate(
         self,

@@ -53,6 +53,11 @@ class Data:
     targets: np.ndarray
     weights: np.ndarray | None = None
 
+    @property
+    def arrays(self) -> list[np.ndarray]:
+        """Those that are there."""
+        return [array for array in (self.samples, self.targets, self.weights) if array is not None]
+
     def split(self, count: int) -> tuple[Data, Data]:
         """The first ``count`` samples and the others."""
         if not 0 < count < len(self.samples):
@@ -185,6 +190,7 @@ def fit(
         try:
             with model._lock:
                 runner = model._runner(data, batch)
+                model._engine.hold(*data.arrays, *([] if validation is None else validation.arrays))
                 values = _epoch(runner, batch, order, bar)
                 bad = runner.first_not_finite()
                 if validation is not None:

@@ -198,6 +198,24 @@ def test_arrays_of_the_same_shape_are_bound_in_place():
     assert (engine.read(x) == 3).all()
 
 
+def test_arrays_that_are_held_are_copied_once():
+    engine, x = _gathering()
+    order = np.arange(3)
+    first, second = (np.full((3, 2), value, np.float32) for value in (1, 2))
+    engine.hold(first, second)
+    for array, expected in ((first, 1), (second, 2), (first, 1), (second, 2)):
+        array[:] = 9  # what is on the device stays as it was
+        engine.bind(source=array, order=order)
+        engine.run("list", 1, 3, 3)
+        assert (engine.read(x) == expected).all()
+        assert len(engine._replays) <= 2
+    engine.release()
+    assert not engine._replays
+    engine.bind(source=first, order=order)
+    engine.run("list", 1, 3, 3)
+    assert (engine.read(x) == 9).all()
+
+
 def test_too_little_memory_is_one_message(monkeypatch):
     engine, _ = _gathering()
 
@@ -231,7 +249,10 @@ def test_training_through_the_driver_agrees_with_the_cpu(monkeypatch, epochs):
 
     expected = trained("cpu")
     with driver_simulator.installed(monkeypatch) as graphs:
+        copied = []
+        monkeypatch.setattr(sys.modules["cupy"], "array", lambda a: copied.append(a) or driver_simulator._copy(a))
         got = trained("cuda")
+        assert sum(a.shape == x.shape for a in copied) == 3  # fit, its validation, predict; whatever the epochs
         assert graphs.launched == epochs * (3 + 1) + 1 + 1  # training and validation in each epoch
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)

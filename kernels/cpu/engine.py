@@ -82,6 +82,11 @@ class Engine:
             for plan in self._tables.values():
                 plan.point(self.program.externs[name], array)
 
+    def hold(self, *arrays: np.ndarray) -> None:
+        """Nothing to do: arrays are bound where they are."""
+
+    release = hold
+
     def fetch(self, name: str) -> np.ndarray:
         """The array bound to ``name``, with what was written into it."""
         return self._externs[name]

@@ -33,7 +33,9 @@ class Engine:
         self._memory: Any = None
         self._views: dict[Buffer, Any] = {}
         self._externs: dict[str, Any] = {}
-        self._replays: dict[tuple[str, int], Callable[[], None]] = {}
+        self._copies: dict[str, Any] = {}  # of arrays that were bound, by extern
+        self._held: dict[int, tuple[np.ndarray, Any]] = {}  # host arrays, by identity, and their copies
+        self._replays: dict[Any, Callable[[], None]] = {}
         self._stream = memory.stream()
         with memory.on(self._stream):
             self._cursor = memory.zeros(2, np.int64)
@@ -77,17 +79,34 @@ class Engine:
         with memory.on(self._stream):
             self._views[buffer][...] = memory.to_device(np.asarray(value, buffer.dtype))
 
+    def hold(self, *arrays: np.ndarray) -> None:
+        """Copy arrays to the device that will be bound again and again, and do not change until :meth:`release`."""
+        with memory.on(self._stream):
+            for array in arrays:
+                if id(array) not in self._held:
+                    self._held[id(array)] = array, memory.to_device(array)
+
+    def release(self) -> None:
+        """Forget the arrays that were held."""
+        if self._held:
+            self._held.clear()
+            self._replays.clear()
+
     def bind(self, **arrays: Any) -> None:
-        """Copy the arrays of externs to the device: into what was there before, if shape and dtype are the same."""
+        """Give externs their arrays: a copy that is held, or one made now, where the last of the same shape was."""
         with memory.on(self._stream):
             for name, array in arrays.items():
                 self.program.check_binding(name, array)
-                before = self._externs.get(name)
-                if before is not None and before.shape == array.shape and before.dtype == array.dtype:
-                    before[...] = memory.to_device(array)
+                if id(array) in self._held:
+                    self._externs[name] = self._held[id(array)][1]
+                    continue
+                copy = self._copies.get(name)
+                if copy is not None and copy.shape == array.shape and copy.dtype == array.dtype:
+                    copy[...] = memory.to_device(array)
                 else:
-                    self._externs[name] = memory.to_device(array)
+                    copy = self._copies[name] = memory.to_device(array)
                     self._replays.clear()
+                self._externs[name] = copy
 
     def fetch(self, name: str) -> np.ndarray:
         """A copy of what is bound to ``name``, with what was written into it."""
@@ -98,10 +117,12 @@ class Engine:
         return self._externs[operand.name] if operand.region == "extern" else self._views[operand]
 
     def _replay(self, name: str, rows: int) -> Callable[[], None]:
-        if (name, rows) not in self._replays:
+        bound = tuple((extern, id(array)) for extern, array in self._externs.items())  # a graph knows addresses
+        key = name, rows, bound
+        if key not in self._replays:
             planned = launches(self.program, name, self._array, self._cursor, rows)
-            self._replays[name, rows] = memory.ready(planned, self._stream)
-        return self._replays[name, rows]
+            self._replays[key] = memory.ready(planned, self._stream)
+        return self._replays[key]
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.
@@ -111,5 +132,10 @@ class Engine:
         self.program.check_run(steps, batch, samples, first, self.rows)
         with memory.on(self._stream):
             self._cursor[...] = memory.to_device(np.array([first * batch, first]))
-            for index in range(first, first + steps):
-                self._replay(name, min(batch, samples - index * batch))()
+            whole = min(steps, samples // batch - first)
+            if whole > 0:
+                replay = self._replay(name, batch)
+                for _ in range(whole):
+                    replay()
+            if steps > whole:
+                self._replay(name, samples % batch)()
