@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "parts", nargs="*", help="some of cold, overhead, scaling, loaded, neighbours, memory; else all"
     )
-    commands.add_parser("offline", help="compile every CUDA kernel without a GPU (python -m bench offline --help)")
+    commands.add_parser(
+        "sass", help="the machine code of every CUDA kernel, without a GPU (python -m bench sass --help)"
+    )
     return parser
 
 
@@ -133,10 +135,10 @@ def _peers(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 2 where the command line is wrong, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["offline"]:
-        from . import offline
+    if given[:1] == ["sass"]:
+        from . import sass
 
-        return offline.main(given[1:])
+        return sass.main(given[1:])
     options = _parser().parse_args(given)
     if options.command == "conditions":
         from . import conditions
