@@ -27,9 +27,10 @@ _EXAMPLES = """examples:
   python -m bench sass product --arch 75,90      kernels whose name contains a text
   python -m bench sass --json sass.json
 
-A row is one kernel: instruction[rule]/function/dtype; a minus sign stands for absent optional operands. LDG, STG, LDS
-and STS count 128-bit accesses of all such accesses; hot is the share of FMA and MMA instructions in the innermost loop
-with the most of them. The exit status is 1 where a kernel breaks its budget, 2 where something is missing.
+A row is one kernel: instruction[rule]/function/dtype; a minus sign stands for absent optional operands, = and ~ for
+arrays that begin at a multiple of 16 bytes and elsewhere. LDG, STG, LDS and STS count 128-bit accesses of all such
+accesses; hot is the share of FMA and MMA instructions in the innermost loop with the most of them. The exit status is
+1 where a kernel breaks its budget, 2 where something is missing.
 """
 
 
@@ -112,10 +113,37 @@ class Failure(NamedTuple):
 
 
 def entries(rules: Sequence[str] = ()) -> list[Any]:
-    """Every kernel with the named rules, or with all."""
+    """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    return catalogue(rules=rules)
+    return [*catalogue(rules=rules), *_placed(rules)]
+
+
+def _placed(rules: Sequence[str]) -> Iterator[Any]:
+    """The kernels that take whole arenas, with arrays that begin at a multiple of 16 bytes and with others."""
+    import numba
+    import numpy as np
+
+    from dlcore.kernels.cuda.launch import Entry, plan
+    from dlcore.kernels.instructions import Instruction
+    from dlcore.kernels.rule import REGISTRY
+
+    def place(dtype: Any, offset: int, *shape: int) -> Any:
+        memory = np.ones(int(np.prod(shape)) + 64, dtype)
+        first = -memory.ctypes.data % 16 // memory.itemsize + offset
+        return memory[first : first + int(np.prod(shape))].reshape(shape)
+
+    chosen = [rule for rule in REGISTRY["optimizer"].values() if not rules or rule.name in rules]
+    for offset, dtype in [(offset, dtype) for offset in (0, 1) for dtype in ("float32", "float64")]:
+        w, hyper, uniforms = place(dtype, offset, 8), np.ones(3), np.ones(16, dtype)
+        planned = [("clip_by_global_norm", plan(Instruction("clip_by_global_norm", o := [w, hyper, uniforms]), o)[:1])]
+        for rule in chosen:
+            o = [w, w, place(dtype, offset, len(rule.slots), 8), uniforms]
+            planned.append((f"optimizer_update[{rule.name}]", plan(Instruction("optimizer_update", o, rule), o)))
+        for label, (launch,) in planned:
+            function = launch.kernel.py_func
+            name = f"{label}{'~' if offset else '='}/{function.__name__}/{dtype}"
+            yield Entry(name, function, tuple(map(numba.typeof, launch.arguments)), {}, dtype == "float64")
 
 
 _mine: list[Any] = []  # the entries of this worker
