@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "sass", help="the machine code of every CUDA kernel, without a GPU (python -m bench sass --help)"
     )
+    commands.add_parser(
+        "bytes", help="bytes every CUDA instruction moves, against the least (python -m bench bytes --help)"
+    )
     return parser
 
 
@@ -139,6 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import sass
 
         return sass.main(given[1:])
+    if given[:1] == ["bytes"]:
+        from . import traffic
+
+        return traffic.main(given[1:])
     options = _parser().parse_args(given)
     if options.command == "conditions":
         from . import conditions

@@ -50,6 +50,14 @@ def _updated(rule, operands, offsets):
     return placed[0][1], placed[2][1], launches[0].kernel.py_func.__name__
 
 
+def test_a_thread_takes_a_group_where_access_is_wide():
+    rule = find("optimizer", "sgd")
+    for offset, threads in ((0, 1024), (1, 4096)):
+        views = [_at(a, offset, a.dtype)[1] for a in _operands(rule, 4096, np.float32)]
+        (launch,) = plan(Instruction("optimizer_update", views, rule), views)
+        assert launch.grid[0] * launch.block[0] == threads
+
+
 def _one_by_one(rule, operands):
     w, g, slots, u = operands
     update, low = lowered(rule, "update", w.dtype)
@@ -94,7 +102,7 @@ def _norm(g, offset, limit=1.0):
     operands = [view, np.array([limit]), np.zeros(4, g.dtype)]
     launches = plan(Instruction("clip_by_global_norm", operands), operands)
     run(prepare(launches), 0, 0)
-    return operands[2][0], launches[0].kernel.py_func.__name__
+    return operands[2][0], launches[0].kernel.py_func.__name__, launches[0].arguments[1].tobytes()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -102,14 +110,14 @@ def test_the_norm_has_the_same_bits_at_every_alignment(dtype):
     for size in (0, 1, 3, 4, 5, 1023, 4099):
         g = np.random.default_rng(size).standard_normal(size).astype(dtype)
         norm = np.sqrt((g.astype(np.longdouble) ** 2).sum())
-        scale, kernel = _norm(g, 0, 1e-3)
+        scale, kernel, sums = _norm(g, 0, 1e-3)
         assert kernel == "norm_blocks"
         np.testing.assert_allclose(float(scale), float(1e-3 / norm) if size else 1.0, rtol=4 * np.finfo(dtype).eps)
         others = [_norm(g, 1, 1e-3)]
         for order in ORDERS[1:]:
             with thread_order(order, 3):
                 others += [_norm(g, 0, 1e-3), _norm(g, 1, 1e-3)]
-        assert {value.tobytes() for value, _ in others} == {scale.tobytes()}
+        assert {other[2] for other in others} == {sums}
         assert others[0][1] == ("norm_blocks_scalar" if size else "norm_blocks")
 
 
