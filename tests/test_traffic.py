@@ -35,6 +35,14 @@ def test_optimizer_reads_and_writes_each_slot_once():
     assert (moved.total.read, moved.total.written) == (4 * 143 * 4, 3 * 143 * 4)  # w, g, m, v; w, m, v
 
 
+@pytest.mark.parametrize(
+    ("name", "vectors"), [("batch_norm_forward", 4), ("batch_norm_inference", 4), ("batch_norm_backward", 5)]
+)
+def test_batch_norm_reads_the_figures_of_a_column_once_for_four_rows(name, vectors):
+    rows, columns = 64, 32
+    assert traffic.count(OPS[name], (rows, columns, 1)).launches[-1].small == rows // 4 * columns * vectors * 4
+
+
 def _count(function, array, block=1):
     tally = traffic._Tally()
     cuda.jit(function)[1, block](traffic._Counting(array, tally))
