@@ -60,7 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("gpu", help=text, description=f"{text}.", epilog=_GPU_EXAMPLES, formatter_class=raw)
     command.add_argument("sections", nargs="*", help=f"some of {', '.join(gpu_sections.SECTIONS)}; else all")
     command.add_argument("--out", type=pathlib.Path, default=gpu.RESULTS, metavar="FOLDER", help="default: %(default)s")
-    commands.add_parser("offline", help="compile every CUDA kernel without a GPU (python -m bench offline --help)")
+    commands.add_parser(
+        "sass", help="the machine code of every CUDA kernel, without a GPU (python -m bench sass --help)"
+    )
+    commands.add_parser(
+        "bytes", help="bytes every CUDA instruction moves, against the least (python -m bench bytes --help)"
+    )
     return parser
 
 
@@ -141,10 +146,14 @@ def _peers(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 2 where the command line is wrong, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["offline"]:
-        from . import offline
+    if given[:1] == ["sass"]:
+        from . import sass
 
-        return offline.main(given[1:])
+        return sass.main(given[1:])
+    if given[:1] == ["bytes"]:
+        from . import traffic
+
+        return traffic.main(given[1:])
     options = _parser().parse_args(given)
     if options.command == "gpu":
         return gpu.main(options.sections, options.out)

@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 def _compiling(code, tmp_path):
     """The output of a process in which Numba compiles instead of simulating; skips where the tools are missing."""
-    probe = "from bench.offline import why_not; print(why_not() or '', end='')"
+    probe = "from bench.machine import why_not; print(why_not() or '', end='')"
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0", "DLCORE_CACHE_DIR": str(tmp_path)}
     outputs = []
     for text in (probe, code):

@@ -28,6 +28,21 @@ def test_groups_are_copied_in_order(dtype):
     assert np.array_equal(out, a.reshape(5, lanes)[::-1].ravel())
 
 
+@pytest.mark.skipif(not simulated(), reason="a GPU would end the process")
+def test_access_between_groups_is_an_error():
+    lanes, load, store = access(np.float32)
+
+    def shifted_load(a, out):
+        out[0] = load(a, 1)[0]
+
+    def shifted_store(a, out):
+        store(out, lanes + 2, (a[0], a[1], a[2], a[3]))
+
+    for kernel in (shifted_load, shifted_store):
+        with pytest.raises(IndexError, match="not at a multiple of 16 bytes"):
+            cuda.jit(kernel)[1, 1](np.zeros(16, np.float32), np.zeros(16, np.float32))
+
+
 def test_alignment_is_that_of_every_row():
     memory = np.zeros(68, np.float32)
     start = -memory.ctypes.data % 16 // 4

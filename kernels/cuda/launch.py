@@ -154,11 +154,11 @@ def host_function(op: str) -> tuple[Callable[..., list[Launch]], tuple[str, ...]
     raise LookupError(f"the CUDA engine has no instruction {op!r}")
 
 
-def plan(instruction: Instruction, operands: Sequence[Any], cursor: Any) -> list[Launch]:
+def plan(instruction: Instruction, operands: Sequence[Any], cursor: Any = None) -> list[Launch]:
     """The launches of ``instruction`` on arrays.
 
     ``cursor`` is an array of two int64 on the device, which a kernel reads: the first sample of the mini-batch in the
-    order of samples, and the number of the mini-batch.
+    order of samples, and the number of the mini-batch. Only gathers and ``record`` do.
     """
     op = instruction.op
     given: dict[str, Any] = {spec.name: array for spec, array in zip(op.operands, operands, strict=True)}

@@ -16,6 +16,8 @@ from numba import cuda
 from .dense import partials_of, sum_partials
 from .launch import BLOCK, CHUNK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, kernel, scratch, tiled
 
+SPAN = 32  # rows of a block of the last pass: a thread reads what belongs to its column once for four of them
+
 
 @kernel
 def _moments(dtype: Any) -> Any:
@@ -95,10 +97,15 @@ def _statistics(dtype: Any) -> Any:
 @kernel
 def _normalise() -> Any:
     def normalise(x, gamma, beta, mean, rstd, y):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * DEPTH + cuda.threadIdx.y
         j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
-        if row < y.shape[0] and j < y.shape[1]:
-            y[row, j] = gamma[j] * ((x[row, j] - mean[j]) * rstd[j]) + beta[j]
+        if j < y.shape[1]:
+            centre = mean[j]
+            scale = rstd[j]
+            slope = gamma[j]
+            shift = beta[j]
+            last = min(y.shape[0], (cuda.blockIdx.x + 1) * SPAN)
+            for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
+                y[row, j] = slope * ((x[row, j] - centre) * scale) + shift
 
     return normalise
 
@@ -129,7 +136,7 @@ def batch_norm_forward(
     return [
         Launch(_moments(x.dtype), *tiled(m, n, depth=CHUNK), (x, means, squares)),
         Launch(_statistics(x.dtype), *columns, (means, squares, running_mean, running_var, mean, rstd, *factors)),
-        Launch(_normalise(), *tiled(m, n), (x, gamma, beta, mean, rstd, y)),
+        Launch(_normalise(), *tiled(m, n, depth=SPAN), (x, gamma, beta, mean, rstd, y)),
     ]
 
 
@@ -138,10 +145,14 @@ def _inference(dtype: Any) -> Any:
     sqrt = CUDA.math("sqrt", dtype)
 
     def batch_norm_inference(x, gamma, beta, mean, var, y, epsilon):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * DEPTH + cuda.threadIdx.y
         j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
-        if row < y.shape[0] and j < y.shape[1]:
-            y[row, j] = (x[row, j] - mean[j]) * (gamma[j] / sqrt(var[j] + epsilon)) + beta[j]
+        if j < y.shape[1]:
+            centre = mean[j]
+            slope = gamma[j] / sqrt(var[j] + epsilon)
+            shift = beta[j]
+            last = min(y.shape[0], (cuda.blockIdx.x + 1) * SPAN)
+            for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
+                y[row, j] = (x[row, j] - centre) * slope + shift
 
     return batch_norm_inference
 
@@ -151,7 +162,7 @@ def batch_norm_inference(
 ) -> list[Launch]:
     """``y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``."""
     arguments = (x, gamma, beta, running_mean, running_var, y, x.dtype.type(epsilon))
-    return [Launch(_inference(x.dtype), *tiled(*x.shape), arguments)]
+    return [Launch(_inference(x.dtype), *tiled(*x.shape, depth=SPAN), arguments)]
 
 
 @kernel
@@ -192,11 +203,16 @@ def _gradient_sums(dtype: Any) -> Any:
 @kernel
 def _gradient() -> Any:
     def gradient(dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * DEPTH + cuda.threadIdx.y
         j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
-        if row < x.shape[0] and j < x.shape[1]:
-            xhat = (x[row, j] - mean[j]) * rstd[j]
-            dx[row, j] = gamma[j] * rstd[j] * (dy[row, j] - dbeta[j] * share - xhat * (dgamma[j] * share))
+        if j < x.shape[1]:
+            centre = mean[j]
+            scale = rstd[j]
+            factor = gamma[j] * scale
+            level = dbeta[j] * share
+            slope = dgamma[j] * share
+            last = min(x.shape[0], (cuda.blockIdx.x + 1) * SPAN)
+            for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
+                dx[row, j] = factor * (dy[row, j] - level - (x[row, j] - centre) * scale * slope)
 
     return gradient
 
@@ -212,5 +228,5 @@ def batch_norm_backward(
         Launch(_gradient_sums(x.dtype), *tiled(m, n, depth=CHUNK), (dy, x, mean, rstd, dgammas, dbetas)),
         *sum_partials(dgammas, dgamma),
         *sum_partials(dbetas, dbeta),
-        Launch(_gradient(), *tiled(m, n), (dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share)),
+        Launch(_gradient(), *tiled(m, n, depth=SPAN), (dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share)),
     ]

@@ -39,17 +39,24 @@ def _address(array: Any) -> int:
 
 @functools.cache
 def access(dtype: Any) -> Access:
-    """128-bit access to arrays of ``dtype``; element by element on the simulator."""
+    """128-bit access to arrays of ``dtype``; on the simulator element by element, at the addresses a GPU demands."""
     dtype = np.dtype(dtype)
     lanes = BYTES // dtype.itemsize
     return Access(lanes, *(_plain(lanes) if SIMULATED else _intrinsics(dtype, lanes)))
 
 
 def _plain(lanes: int) -> tuple[Any, Any]:
+    def check(array, index):  # type: ignore[no-untyped-def]
+        memory = np.asarray(array)
+        if (memory.ctypes.data + int(index) * memory.itemsize) % BYTES:
+            raise IndexError(f"128-bit access to element {index}, which is not at a multiple of {BYTES} bytes")
+
     def load(array, index):  # type: ignore[no-untyped-def]
+        check(array, index)
         return tuple(array[index + k] for k in range(lanes))
 
     def store(array, index, values):  # type: ignore[no-untyped-def]
+        check(array, index)
         for k in range(lanes):
             array[index + k] = values[k]
 

@@ -1,0 +1,141 @@
+"""The optimizer and the global norm on CUDA: every length and every alignment, element for element and bit for bit."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dlcore.kernels.device import simulated
+from dlcore.kernels.rule import REGISTRY, find
+
+if not simulated():
+    pytest.skip("these count what the simulator sees; test_cuda.py has the numbers", allow_module_level=True)
+
+from simulator import ORDERS, thread_order
+
+from dlcore.kernels.cuda.arrays import memory
+from dlcore.kernels.cuda.launch import BLOCK, lowered, plan
+from dlcore.kernels.cuda.update import _norm_blocks
+from dlcore.kernels.instructions import Instruction
+
+DTYPES = (np.float32, np.float64)
+RULES = [rule.name for rule in REGISTRY["optimizer"].values()]
+
+
+def _at(values, offset, dtype):
+    """A copy of ``values``, C-contiguous, that begins ``offset`` elements after a multiple of 16 bytes."""
+    values = np.asarray(values, dtype)
+    memory = np.full(values.size + 64, 77, dtype)
+    first = -memory.ctypes.data % 16 // memory.itemsize + offset
+    view = memory[first : first + values.size].reshape(values.shape)
+    view[...] = values
+    return memory, view
+
+
+def _operands(rule, size, dtype, scale=0.7):
+    rng = np.random.default_rng(size)
+    uniforms = np.concatenate([[scale, 0.1, 0.9], rng.uniform(0.1, 0.9, 13)])
+    slots = rng.uniform(0.5, 1.5, (len(rule.slots), size))
+    return [a.astype(dtype) for a in (rng.standard_normal(size), rng.standard_normal(size), slots, uniforms)]
+
+
+def _updated(rule, operands, offsets):
+    """``w`` and ``slots`` after the update of arrays that begin at ``offsets``; what lies around them is untouched."""
+    placed = [_at(a, offset, a.dtype) for a, offset in zip(operands, (*offsets, 0), strict=True)]
+    launches = plan(Instruction("optimizer_update", [view for _, view in placed], rule), [view for _, view in placed])
+    assert len(launches) == 1
+    memory.ready(launches, None)()
+    for (whole, view), operand in zip(placed, operands, strict=True):
+        assert (whole == 77).sum() == whole.size - operand.size - (view == 77).sum()
+    return placed[0][1], placed[2][1], launches[0].kernel.py_func.__name__
+
+
+def test_a_thread_takes_a_group_where_access_is_wide():
+    rule = find("optimizer", "sgd")
+    for offset, threads in ((0, 1024), (1, 4096)):
+        views = [_at(a, offset, a.dtype)[1] for a in _operands(rule, 4096, np.float32)]
+        (launch,) = plan(Instruction("optimizer_update", views, rule), views)
+        assert launch.grid[0] * launch.block[0] == threads
+
+
+def _one_by_one(rule, operands):
+    w, g, slots, u = operands
+    update, low = lowered(rule, "update", w.dtype)
+    rest = [u[3 + k] for k in range(len(low.uniforms))]
+    new_w, new_slots = w.copy(), slots.copy()
+    for i in range(w.size):
+        results = update(w[i] * u[2], g[i] * u[0] + u[1] * w[i], *slots[:, i], *rest)
+        new_w[i], *new_slots[:, i] = results if isinstance(results, tuple) else (results,)
+    return new_w, new_slots
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", RULES)
+def test_every_length_and_alignment(name, dtype):
+    """Bit for bit what the scalar rule gives, wherever the arrays begin."""
+    rule = find("optimizer", name)
+    for size in (0, 1, 2, 3, 4, 5, 6, 7, 8, 1031):
+        operands = _operands(rule, size, dtype)
+        expected = _one_by_one(rule, operands)
+        for offsets in itertools.product((0, 1), repeat=3) if size < 9 else ((0, 0, 0), (1, 3, 2)):
+            *got, kernel = _updated(rule, operands, offsets)
+            for a, e in zip(got, expected, strict=True):
+                np.testing.assert_array_equal(a, e, err_msg=f"{size} {offsets}")
+            if offsets == (0, 0, 0):
+                assert kernel == "optimizer_update"
+            if offsets == (1, 1, 1) and size and not rule.slots:
+                assert kernel == "optimizer_update_scalar"
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("name", RULES)
+def test_a_scale_that_is_not_finite_reaches_every_parameter(name, offset, scale):
+    operands = _operands(find("optimizer", name), 11, np.float32, scale)
+    with np.errstate(all="ignore"):
+        w, *_ = _updated(find("optimizer", name), operands, (offset, offset, offset))
+    assert not np.isfinite(w).any()
+
+
+def _norm(g, offset, limit=1.0):
+    _, view = _at(g, offset, g.dtype)
+    operands = [view, np.array([limit]), np.zeros(4, g.dtype)]
+    launches = plan(Instruction("clip_by_global_norm", operands), operands)
+    memory.ready(launches, None)()
+    return operands[2][0], launches[0].kernel.py_func.__name__, launches[0].arguments[1].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_has_the_same_bits_at_every_alignment(dtype):
+    for size in (0, 1, 3, 4, 5, 1023, 4099):
+        g = np.random.default_rng(size).standard_normal(size).astype(dtype)
+        norm = np.sqrt((g.astype(np.longdouble) ** 2).sum())
+        scale, kernel, sums = _norm(g, 0, 1e-3)
+        assert kernel == "norm_blocks"
+        np.testing.assert_allclose(float(scale), float(1e-3 / norm) if size else 1.0, rtol=4 * np.finfo(dtype).eps)
+        others = [_norm(g, 1, 1e-3)]
+        for order in ORDERS[1:]:
+            with thread_order(order, 3):
+                others += [_norm(g, 0, 1e-3), _norm(g, 1, 1e-3)]
+        assert {other[2] for other in others} == {sums}
+        assert others[0][1] == ("norm_blocks_scalar" if size else "norm_blocks")
+
+
+def test_every_element_enters_the_norm():
+    for size in (1, 2, 3, 4, 5, 6, 7, 9):
+        for place in range(size):
+            g = np.zeros(size, np.float32)
+            g[place] = np.nan
+            assert np.isnan(_norm(g, 0)[0]), (size, place)
+            g[place] = np.inf
+            assert _norm(g, 0)[0] == 0, (size, place)
+
+
+def test_the_norm_keeps_what_rounding_takes():
+    """Squares of 2e-4 after one of 1: without compensation each is lost, 1.6e-6 of the sum."""
+    g = np.full(40 * 1024, 2e-4, np.float32)
+    g[:1024] = 1.0
+    partial = np.zeros(1, np.float32)
+    for wide in (True, False):
+        _norm_blocks(g.dtype, wide)[1, BLOCK](_at(g, 0, g.dtype)[1], partial)
+        np.testing.assert_allclose(partial[0], (g.astype(np.float64) ** 2).sum(), rtol=2e-7)
