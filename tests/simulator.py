@@ -220,13 +220,22 @@ class Block:
             thread.step(answer)
 
     def _meet_in_warps(self, waiting: list[_Thread]) -> bool:
-        """Let the threads go on whose whole mask has come; whether there were any."""
+        """Let the threads go on whose whole mask has come; whether there were any.
+
+        All warps together, or in the other orders one warp as far ahead of the others as it gets.
+        """
         warps: dict[int, dict[int, _Thread]] = {}
         for thread in waiting:
             if thread.wait is not None and thread.wait.scope == "warp":
                 warps.setdefault(thread.number // WARP, {})[thread.lane] = thread
         moved = False
-        for number, lanes in warps.items():
+        numbers = sorted(warps, reverse=_Settings.order == "reverse")
+        if _Settings.order == "random":
+            _Settings.generator.shuffle(numbers)
+        for number in numbers:
+            if moved and _Settings.order != "forward":
+                break
+            lanes = warps[number]
             size = min(WARP, len(self.threads) - number * WARP)
             for mask in {thread.wait.mask for thread in lanes.values() if thread.wait}:
                 needed = [lane for lane in range(size) if mask >> lane & 1]

@@ -245,3 +245,18 @@ def test_keywords_of_the_compiler_are_dropped():
     y = np.zeros(1)
     cuda.jit(launch_bounds=32, lineinfo=True)(lambda y: y.__setitem__(0, 1.0))[1, 1](y)
     assert y[0] == 1.0
+
+
+@pytest.mark.parametrize(("order", "expected"), [("forward", [0, 1] * 3), ("reverse", [1] * 3 + [0] * 3)])
+def test_one_warp_runs_ahead_of_the_others_but_for_the_forward_order(order, expected):
+    trace = []
+
+    def meeting():
+        for _ in range(3):
+            cuda.syncwarp()
+            if cuda.laneid == 0:
+                trace.append(cuda.threadIdx.x // 32)
+
+    with thread_order(order):
+        cuda.jit(meeting)[1, 64]()
+    assert trace == expected
