@@ -2,7 +2,7 @@
 
 NVVM does not merge neighbouring loads of an array by itself. An index is that of the first element, and the address
 must be a multiple of 16 bytes: memory of the device begins at such addresses, views into it need not
-(:func:`aligned`).
+(:func:`aligned`). Access to one element at a time has the same form, for kernels whose text serves both.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ def _address(array: Any) -> int:
 
 
 @functools.cache
-def access(dtype: Any) -> Access:
-    """128-bit access to arrays of ``dtype``; element by element on the simulator."""
+def access(dtype: Any, lanes: int = 0) -> Access:
+    """Access to ``lanes`` elements of ``dtype``, by default 128 bits; element by element on the simulator.
+
+    No index counts from the end: a negative one is an error of the caller.
+    """
     dtype = np.dtype(dtype)
-    lanes = BYTES // dtype.itemsize
+    lanes = lanes or BYTES // dtype.itemsize
     return Access(lanes, *(_plain(lanes) if SIMULATED else _intrinsics(dtype, lanes)))
 
 
@@ -63,6 +66,7 @@ def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
     kind = element(dtype)
     several = types.UniTuple(kind, lanes)
     vector = ir.VectorType({4: ir.FloatType(), 8: ir.DoubleType()}[dtype.itemsize], lanes)
+    align = lanes * dtype.itemsize
 
     def place(context, builder, signature, array, index):  # type: ignore[no-untyped-def]
         data = context.make_array(signature.args[0])(context, builder, array).data
@@ -75,7 +79,7 @@ def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
     @intrinsic
     def load(typing_context, array, index):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            value = builder.load(place(context, builder, signature, *arguments), align=BYTES)
+            value = builder.load(place(context, builder, signature, *arguments), align=align)
             elements = [builder.extract_element(value, lane(k)) for k in range(lanes)]
             return context.make_tuple(builder, signature.return_type, elements)
 
@@ -88,9 +92,47 @@ def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
             value = ir.Constant(vector, ir.Undefined)
             for k in range(lanes):
                 value = builder.insert_element(value, builder.extract_value(values, k), lane(k))
-            builder.store(value, place(context, builder, signature, array, index), align=BYTES)
+            builder.store(value, place(context, builder, signature, array, index), align=align)
             return context.get_dummy_value()
 
         return types.void(array, types.int64, several), codegen
 
     return load, store
+
+
+@functools.cache
+def outer_sum(dtype: Any, rows: int, columns: int) -> Any:
+    """The function (sums, a, b) -> sums + a b^T, row by row, of tuples of ``rows * columns``, ``rows``, ``columns``.
+
+    Sums as one tuple stay in registers, and compile in a fraction of the time of as many variables.
+    """
+    dtype = np.dtype(dtype)
+    if SIMULATED:
+
+        def plain(sums, a, b):  # type: ignore[no-untyped-def]
+            return np.add(sums, np.multiply.outer(np.array(a, dtype), np.array(b, dtype)).ravel())
+
+        return plain
+
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    kind = element(dtype)
+    several = types.UniTuple(kind, rows * columns)
+
+    @intrinsic
+    def outer(typing_context, sums, a, b):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            sums, a, b = arguments
+            left = [builder.extract_value(a, i) for i in range(rows)]
+            right = [builder.extract_value(b, j) for j in range(columns)]
+            for i in range(rows):
+                for j in range(columns):
+                    k = i * columns + j
+                    total = builder.fadd(builder.extract_value(sums, k), builder.fmul(left[i], right[j]))
+                    sums = builder.insert_value(sums, total, k)
+            return sums
+
+        return several(several, types.UniTuple(kind, rows), types.UniTuple(kind, columns)), codegen
+
+    return outer
