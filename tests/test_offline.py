@@ -3,6 +3,7 @@
 ``DLCORE_REQUIRE_OFFLINE=1`` makes a missing tool a failure.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -57,3 +58,26 @@ def test_float64_is_found():
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_ENVIRONMENT, cwd=root)
     assert done.stdout.strip() == "float64", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 100, 120])
+def test_matrix_products(arch):
+    """Sums in registers, 128 bits a load and a store, and a hot loop that is nearly all multiply-adds."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = {**_ENVIRONMENT, "PYTHONPATH": root}
+    command = [sys.executable, os.path.join(root, "tests", "product_code.py"), str(arch)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 0, done.stderr
+    kernels = {fact.pop("kernel"): fact for fact in map(json.loads, done.stdout.splitlines())}
+    for name, fact in kernels.items():
+        assert fact["spills"] == fact["local"] == 0, (name, fact)
+        assert (fact["float64"] == 0) == name.startswith("float32"), (name, fact)
+        wide = fact["wide"]
+        assert all((wide[kind] > 0) == name.endswith("wide") for kind in ("LDG", "STG")), (name, fact)
+        assert (wide["LDS"] > 0) == ("merge" not in name), (name, fact)
+    assert len(kernels) == 4
+    large = kernels["float32 128x128 wide"]
+    assert large["registers"] <= 128  # two blocks of 256 threads on a multiprocessor of 65,536 registers
+    assert large["multiply_adds"] == 8 * 8 * 8, "the loop over slices is not what was found"
+    assert large["multiply_adds"] >= 0.85 * large["loop"], large

@@ -152,7 +152,9 @@ def product(
     epilogue = {"has_bias": has_bias, "save_z": save_z, "activated": value is not None}
     alignment = "" if SIMULATED else f", {BYTES}"
     text = product_text(name, factors, tile, lanes, wide[2], alignment, **epilogue)
-    options = {} if SIMULATED else {"launch_bounds": (tile.threads, tile.blocks)}
+    # indices of 64 bits take registers that a ceiling for several blocks does not leave
+    bounds = (tile.threads, tile.blocks if index is np.int32 else 1)
+    options = {} if SIMULATED else {"launch_bounds": bounds}
     outer, sums = outer_sum(dtype, tile.line, tile.across), tile.line * tile.across
     zeros = {f"zeros{sums}": (dtype.type(0),) * sums}
     return _kernel(name, text, dtype, options, value=value, index=index, zero_index=index(0), outer_sum=outer, **zeros)
