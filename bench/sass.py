@@ -116,22 +116,62 @@ def entries(rules: Sequence[str] = ()) -> list[Any]:
     """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    return [*catalogue(rules=rules), *_placed(rules)]
+    return [*catalogue(rules=rules), *_placed(rules), *_products()]
+
+
+def place(dtype: Any, offset: int, *shape: int) -> Any:
+    """An array that begins ``offset`` elements after a multiple of 16 bytes."""
+    import numpy as np
+
+    memory = np.ones(int(np.prod(shape)) + 64, dtype)
+    first = -memory.ctypes.data % 16 // memory.itemsize + offset
+    return memory[first : first + int(np.prod(shape))].reshape(shape)
+
+
+def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0) -> Any:
+    from dlcore.kernels.cuda.launch import Entry
+    from dlcore.kernels.cuda.machine_code import argument_types
+
+    function, kinds = launch.kernel.py_func, argument_types(launch.arguments)
+    name = f"{label}/{function.__name__}/{dtype}"
+    return Entry(name, function, kinds, launch.kernel.options, str(dtype) == "float64", oldest)
+
+
+def _products() -> Iterator[Any]:
+    """Matrix products with every tile, aligned and not, with the whole epilogue; on tensor cores too."""
+    import numpy as np
+
+    from dlcore.kernels import find
+    from dlcore.kernels.cuda import gemm, gemm_tensor, tensor
+    from dlcore.kernels.cuda.launch import device_function
+
+    relu = find("activation", "relu")
+    for dtype, tiles in gemm.TILES.items():
+        value = device_function(relu, "value", dtype)
+        for offset, size in ((0, 8), (1, 9)):
+            a, b, z, y = (place(dtype, offset, size, size) for _ in range(4))
+            mark = "~" if offset else "="
+            for tile in tiles:
+                plan = gemm.Plan(tile, 1, tile.slice)
+                (launch,) = gemm.multiply(a, b, y, "ab^T", value, y[0], z, plan)
+                yield _entry(f"product{mark}", launch, dtype)
+            *_, launch = gemm.multiply(a, b, y, "ab", value, y[0], z, gemm.Plan(tiles[-1], 2, tiles[-1].slice))
+            yield _entry(f"product{mark}", launch, dtype)
+    value = device_function(relu, "value", np.float32)
+    for precision in tensor.PRECISIONS:
+        for block in (gemm_tensor.LARGE, gemm_tensor.SMALL):
+            a, b, z, y = (place("float32", 0, 8, 8) for _ in range(4))
+            launch = gemm_tensor.multiply(precision, a, b, ("a", "b"), y[0], z, y, value, block)
+            yield _entry("product=", launch, "float32", tensor.OLDEST)
 
 
 def _placed(rules: Sequence[str]) -> Iterator[Any]:
     """The kernels that take whole arenas, with arrays that begin at a multiple of 16 bytes and with others."""
     import numpy as np
 
-    from dlcore.kernels.cuda.launch import Entry, plan
-    from dlcore.kernels.cuda.machine_code import argument_types
+    from dlcore.kernels.cuda.launch import plan
     from dlcore.kernels.instructions import Instruction
     from dlcore.kernels.rule import REGISTRY
-
-    def place(dtype: Any, offset: int, *shape: int) -> Any:
-        memory = np.ones(int(np.prod(shape)) + 64, dtype)
-        first = -memory.ctypes.data % 16 // memory.itemsize + offset
-        return memory[first : first + int(np.prod(shape))].reshape(shape)
 
     chosen = [rule for rule in REGISTRY["optimizer"].values() if not rules or rule.name in rules]
     for offset, dtype in [(offset, dtype) for offset in (0, 1) for dtype in ("float32", "float64")]:
@@ -141,10 +181,7 @@ def _placed(rules: Sequence[str]) -> Iterator[Any]:
             o = [w, w, place(dtype, offset, len(rule.slots), 8), uniforms]
             planned.append((f"optimizer_update[{rule.name}]", plan(Instruction("optimizer_update", o, rule), o)))
         for label, (launch,) in planned:
-            function = launch.kernel.py_func
-            name = f"{label}{'~' if offset else '='}/{function.__name__}/{dtype}"
-            kinds = argument_types(launch.arguments)
-            yield Entry(name, function, kinds, launch.kernel.options, dtype == "float64")
+            yield _entry(f"{label}{'~' if offset else '='}", launch, dtype)
 
 
 _mine: list[Any] = []  # the entries of this worker
@@ -171,7 +208,7 @@ def compiled(
     every: Sequence[Any], chosen: Sequence[int], architectures: Sequence[int], rules: Sequence[str]
 ) -> Iterator[tuple[Any, Code | Failure]]:
     """Each chosen entry with its machine code for each architecture, in order; a process for each core."""
-    jobs = [(arch, index) for arch in architectures for index in chosen]
+    jobs = [(arch, index) for arch in architectures for index in chosen if arch >= every[index].oldest]
     if len(jobs) < _ALONE:
         for arch, index in jobs:
             yield every[index], _compile(every[index], arch)
@@ -272,7 +309,7 @@ def _report(options: argparse.Namespace, budgets: Budgets) -> int:
     if not chosen:
         print(f"no kernel has a name with {' or '.join(options.names)} in it", file=sys.stderr)
         return 2
-    progress = _Progress(len(chosen) * len(options.arch))
+    progress = _Progress(sum(arch >= every[index].oldest for arch in options.arch for index in chosen))
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
     print(_HEADER)

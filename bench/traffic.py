@@ -184,7 +184,7 @@ def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
                 owner = [k for k, operand in enumerate(operands) if np.may_share_memory(argument, operand)]
                 argument = _Counting(argument, tallies[owner[0]] if owner else rest)
             arguments.append(argument)
-        memory.ready([launch._replace(arguments=tuple(arguments))], None)()
+        memory.run([launch._replace(arguments=tuple(arguments))])
         pairs = list(zip(op.operands, tallies, strict=True))
         large = [tally for spec, tally in pairs if _large(spec)]
         small = [rest, *(tally for spec, tally in pairs if not _large(spec))]

@@ -40,7 +40,7 @@ def _check(precision, forms, shape, shift=0, bias=True, save_z=True):
     rule = find("activation", "tanh")
     value = device_function(rule, "value", np.float32)
     launch = gemm_tensor.multiply(precision, a, b, forms, offsets, z if save_z else None, y, value, TILE)
-    memory.ready([launch], None)()
+    memory.run([launch])
     left, right = (tensor.rounded(x, precision) for x in (left, right))
     exact = left.astype(np.float64) @ right.astype(np.float64)
     plain = left @ right

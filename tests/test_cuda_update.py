@@ -44,7 +44,7 @@ def _updated(rule, operands, offsets):
     placed = [_at(a, offset, a.dtype) for a, offset in zip(operands, (*offsets, 0), strict=True)]
     launches = plan(Instruction("optimizer_update", [view for _, view in placed], rule), [view for _, view in placed])
     assert len(launches) == 1
-    memory.ready(launches, None)()
+    memory.run(launches)
     for (whole, view), operand in zip(placed, operands, strict=True):
         assert (whole == 77).sum() == whole.size - operand.size - (view == 77).sum()
     return placed[0][1], placed[2][1], launches[0].kernel.py_func.__name__
@@ -101,7 +101,7 @@ def _norm(g, offset, limit=1.0):
     _, view = _at(g, offset, g.dtype)
     operands = [view, np.array([limit]), np.zeros(4, g.dtype)]
     launches = plan(Instruction("clip_by_global_norm", operands), operands)
-    memory.ready(launches, None)()
+    memory.run(launches)
     return operands[2][0], launches[0].kernel.py_func.__name__, launches[0].arguments[1].tobytes()
 
 

@@ -9,7 +9,7 @@ from dlcore.kernels.device import simulated, why_no_gpu
 if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
 
-from dlcore.kernels.cuda.vector import access, aligned
+from dlcore.kernels.cuda.vector import access, aligned, outer_sum
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -41,6 +41,35 @@ def test_access_between_groups_is_an_error():
     for kernel in (shifted_load, shifted_store):
         with pytest.raises(IndexError, match="not at a multiple of 16 bytes"):
             cuda.jit(kernel)[1, 1](np.zeros(16, np.float32), np.zeros(16, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_single_elements_have_the_same_form(dtype):
+    lanes, load, store = access(dtype, 1)
+    assert lanes == 1
+
+    def shift(a, out):
+        i = cuda.grid(1)
+        if i + 1 < a.size:
+            store(out, i, load(a, i + 1))
+
+    a, out = np.arange(7, dtype=dtype), np.zeros(6, dtype)
+    cuda.jit(shift)[2, 4](a, out)
+    assert np.array_equal(out, a[1:])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_outer_sum(dtype):
+    add, load = outer_sum(dtype, 2, 2), access(dtype, 2).load
+
+    def product(sums, a, b, out):
+        s = add(load(sums, 0) + load(sums, 2), load(a, 0), load(b, 0))
+        out[0], out[1], out[2], out[3] = s[0], s[1], s[2], s[3]
+
+    out = np.zeros(4, dtype)
+    arrays = [np.array(values, dtype) for values in ([1, 2, 3, 4], [10, 20], [3, 5])]
+    cuda.jit(product)[1, 1](*arrays, out)
+    assert np.array_equal(out, [31, 52, 63, 104])
 
 
 def test_alignment_is_that_of_every_row():

@@ -47,6 +47,10 @@ class _Simulated:
 
         return replay
 
+    @staticmethod
+    def run(launches: Sequence[Launch]) -> None:
+        _Simulated.ready(launches, None)()
+
 
 def _simulated(value: Any) -> Any:
     return FakeCUDAArray(value) if isinstance(value, np.ndarray) else value
@@ -95,6 +99,13 @@ class _Device:
         calls = driver.prepare(launches)
         return functools.partial(_launch, driver.capture(calls, stream), stream, calls)
 
+    @staticmethod
+    def run(launches: Sequence[Launch]) -> None:
+        """Launch on CuPy's current stream."""
+        import cupy
+
+        driver.run(driver.prepare(launches), cupy.cuda.get_current_stream())
+
 
 def _launch(graph: Any, stream: Any, calls: Any) -> None:
     """Replay a graph; the ``calls`` hold the memory that it works on."""
@@ -123,7 +134,7 @@ class _SimulatedBackend:
     def run(op: str, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         instruction = Instruction(op, operands, rule, scalars)
         arrays = [getattr(a, "_ary", a) for a in operands]
-        _Simulated.ready(plan(instruction, arrays, np.zeros(2, np.int64)), None)()
+        _Simulated.run(plan(instruction, arrays, np.zeros(2, np.int64)))
 
 
 class _DeviceBackend:
@@ -149,8 +160,7 @@ class _DeviceBackend:
         import cupy
 
         arrays = [None if a is None else cupy.asarray(a) for a in operands]
-        launches = plan(instruction, arrays, _start(cupy.cuda.Device().id))
-        driver.run(driver.prepare(launches), cupy.cuda.get_current_stream())
+        _Device.run(plan(instruction, arrays, _start(cupy.cuda.Device().id)))
 
 
 @functools.cache

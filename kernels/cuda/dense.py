@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .gemm import multiply, product
+from .gemm import multiply
 from .launch import (
     BLOCK,
     CHUNK,
@@ -31,8 +31,7 @@ from .launch import (
 def dense_forward(rule: Any, x: Any, w: Any, b: Any, z: Any, y: Any) -> list[Launch]:
     """``z = x W + b``, ``y = g(z)``."""
     value = device_function(rule, "value", x.dtype)
-    made = product(x.dtype, "a", "b", value, b is not None, z is not None)
-    return [multiply(made, x, w, y[0] if b is None else b, y if z is None else z, y)]
+    return multiply(x, w, y, "ab", value, b, z)
 
 
 @kernel
@@ -103,12 +102,12 @@ def dense_backward_z(rule: Any, dy: Any, z: Any, y: Any, dz: Any, db: Any) -> li
 
 def dense_backward_w(x: Any, dz: Any, dw: Any) -> list[Launch]:
     """``dW = x^T dz``."""
-    return [multiply(product(x.dtype, "a^T", "b"), x, dz, dw[0], dw, dw)]
+    return multiply(x, dz, dw, "a^Tb")
 
 
 def dense_backward_x(dz: Any, w: Any, dx: Any) -> list[Launch]:
     """``dx = dz W^T``."""
-    return [multiply(product(w.dtype, "a", "b^T"), dz, w, dx[0], dx, dx)]
+    return multiply(dz, w, dx, "ab^T")
 
 
 @kernel

@@ -1,116 +1,204 @@
-"""Matrix products on CUDA: ``x W``, ``x^T dz`` and ``dz W^T``, one kernel text for all three.
+"""Matrix products on CUDA: ``x W``, ``x^T dz`` and ``dz W^T``, one generator of kernels for all three.
 
-Memory contract: the result is overwritten; arrays are C-contiguous. A block computes a tile of 64 x 64 elements; its
-256 threads hold 4 x 4 sums each in registers and share slices of both factors, 8 deep. Sums run over the inner index
-in ascending order, by one thread, so that a result repeats bit for bit.
+Memory contract: ``out`` (and ``z``, where it is given) is overwritten; arrays are C-contiguous and need no alignment.
+A block computes a tile of the result, its threads hold the sums in registers, and the epilogue (bias, ``z``, the
+activation) runs on them there: it needs no memory of its own. See gemm_text.py for how a tile is computed.
 
-The text is generated because the NVVM of sm_75 to sm_90 neither unrolls loops over a local array of sums nor keeps
-it in registers; sums with names of their own stay there.
+Sums run over the inner index in ascending order, by one thread. Where a result has few tiles and the inner index is
+long, that is cut into parts: partial sums go to scratch, ``parts * rows * columns`` elements, and a second kernel adds
+them in ascending order and runs the epilogue. Either way a result repeats bit for bit on GPUs of the same number of
+multiprocessors.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
-from .launch import Launch, ceil_div, element, generated
+from .gemm_text import Factor, Tile, merge_text, product_text
+from .launch import SIMULATED, Launch, ceil_div, element, flat, generated, scratch
+from .machine_code import Kernel
+from .vector import BYTES, access, aligned, outer_sum
 
-TILE = 64  # rows and columns of the result a block computes
-SLICE = 8  # of the inner index, in shared memory at a time
-EACH = 4  # rows and columns of sums a thread holds
-LANES = TILE // EACH  # threads along each side of the tile
-THREADS = LANES * LANES
-
-_TEXT = """
-def {name}(a, b, bias, z, out):
-    left = cuda.shared.array(({SLICE}, {PADDED}), element)  # padded: a column of it is written at a time
-    right = cuda.shared.array(({SLICE}, {PADDED}), element)
-    t = cuda.threadIdx.x
-    column = t % {LANES}
-    line = t // {LANES}
-    row0 = cuda.blockIdx.x * {TILE}
-    column0 = cuda.blockIdx.y * {TILE}
-    rows, columns = out.shape
-    inner = {inner}
-{clear}
-    for base in range(0, inner, {SLICE}):
-        for load in range({LOADS}):
-            e = t + load * {THREADS}
-            {left_place}
-            {right_place}
-            left[ka, i] = {left_element} if row0 + i < rows and base + ka < inner else zero
-            right[kb, j] = {right_element} if column0 + j < columns and base + kb < inner else zero
-        cuda.syncthreads()
-        for k in range({SLICE}):
-{multiply}
-        cuda.syncthreads()
-{store}
-"""
-
-# where element e of a slice lies: neighbouring threads read neighbouring addresses of the factor
-_PLACES = {
-    "a": ("i = e // {SLICE}; ka = e % {SLICE}", "a[row0 + i, base + ka]", "a.shape[1]"),
-    "a^T": ("i = e % {TILE}; ka = e // {TILE}", "a[base + ka, row0 + i]", "a.shape[0]"),
-    "b": ("j = e % {TILE}; kb = e // {TILE}", "b[base + kb, column0 + j]", ""),
-    "b^T": ("j = e // {SLICE}; kb = e % {SLICE}", "b[column0 + j, base + kb]", ""),
+# rows, columns, sums a thread holds of each, slice of the inner index, blocks on a multiprocessor
+TILES = {
+    np.dtype(np.float32): (
+        Tile(128, 128, 8, 8, 8, 2),
+        Tile(128, 64, 8, 8, 8, 3),
+        Tile(64, 64, 4, 4, 16, 3),
+        Tile(32, 32, 4, 4, 16, 8),
+    ),
+    np.dtype(np.float64): (
+        Tile(128, 64, 8, 4, 8, 1),
+        Tile(64, 64, 4, 4, 8, 2),
+        Tile(32, 32, 4, 4, 8, 6),
+    ),
 }
-_SIZES = {
-    "TILE": TILE,
-    "SLICE": SLICE,
-    "PADDED": TILE + 1,
-    "LANES": LANES,
-    "LOADS": TILE * SLICE // THREADS,
-    "THREADS": THREADS,
-}
+BIG = 2**31  # elements of a matrix from which indices in the loops need 64 bits
+
+# --------------------------------------------------------------------------------------- which tile, how many parts
+
+MULTIPROCESSORS = 108  # of the GPU that a plan is made for where there is none
+WARPS = 8  # that keep a multiprocessor busy
+READ = 4  # multiply-adds in the time of one 128-bit read of shared memory
+TRAFFIC = 16  # multiply-adds in the time of one element written to scratch, or read from it
+LAUNCH = 2**18  # multiply-adds of a multiprocessor in the time of a launch
+MOST_PARTS = 64
+FEW = 4  # blocks for each multiprocessor, beyond which parts make no more: that bounds scratch too
 
 
-def _lines(indent: int, lines: list[str]) -> str:
-    return "\n".join(" " * indent + line for line in lines)
+class Plan(NamedTuple):
+    """How a product is computed: its tile, and in how many parts of ``share`` inner indices each."""
+
+    tile: Tile
+    parts: int
+    share: int
 
 
-def _store(has_bias: bool, save_z: bool, activated: bool) -> list[str]:
-    lines = []
-    for i in range(EACH):
-        lines += [f"r = row0 + line + {LANES * i}", "if r < rows:"]
-        for j in range(EACH):
-            lines += [f"    c = column0 + column + {LANES * j}", "    if c < columns:"]
-            lines.append(f"        v = c{i}{j}{' + bias[c]' if has_bias else ''}")
-            if save_z:
-                lines.append("        z[r, c] = v")
-            lines.append(f"        out[r, c] = {'value(v)' if activated else 'v'}")
-    return lines
+def multiprocessors() -> int:
+    """Those of the current GPU."""
+    if SIMULATED or not cuda.is_available():
+        return MULTIPROCESSORS
+    return int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
+def blocks(plan: Plan, rows: int, columns: int) -> int:
+    """The blocks of all tiles and parts."""
+    return ceil_div(rows, plan.tile.rows) * ceil_div(columns, plan.tile.columns) * plan.parts
+
+
+def work(plan: Plan, rows: int, columns: int) -> int:
+    """The multiply-adds of all blocks, those beyond the edges included."""
+    tile = plan.tile
+    return blocks(plan, rows, columns) * tile.rows * tile.columns * plan.share
+
+
+def cost(plan: Plan, lanes: int, rows: int, columns: int, count: int) -> float:
+    """Multiply-adds that the busiest of ``count`` multiprocessors has time for, meanwhile.
+
+    It computes as many tiles as blocks over multiprocessors, rounded up. A tile costs its multiply-adds, those beyond
+    the edges included, and its reads of shared memory; a multiprocessor with less than :data:`WARPS` warps is as slow
+    as if it had them. Parts add a launch, and their way through memory. The constants are the orders of magnitude of
+    data sheets, not measurements.
+    """
+    tile = plan.tile
+    turns = max(ceil_div(blocks(plan, rows, columns), count), WARPS * 32 / tile.threads)
+    reads = (tile.line + tile.across) / lanes / (tile.line * tile.across)
+    total = turns * tile.rows * tile.columns * plan.share * (1 + READ * reads)
+    if plan.parts > 1:
+        total += LAUNCH + TRAFFIC * 2 * plan.parts * rows * columns / count
+    return total
 
 
 @functools.cache
-def product(dtype: Any, a: str, b: str, value: Any = None, has_bias: bool = False, save_z: bool = False) -> Any:
-    """The kernel of ``out = value(a b + bias)`` for factors ``"a"`` or ``"a^T"`` and ``"b"`` or ``"b^T"``."""
-    each = range(EACH)
-    multiply = [f"a{i} = left[k, line + {LANES * i}]" for i in each]
-    multiply += [f"b{j} = right[k, column + {LANES * j}]" for j in each]
-    multiply += [f"c{i}{j} += a{i} * b{j}" for i in each for j in each]
-    left_place, left_element, inner = (part.format(**_SIZES) for part in _PLACES[a])
-    right_place, right_element, _ = (part.format(**_SIZES) for part in _PLACES[b])
-    name = "product_" + (a + b).replace("^T", "t")
-    text = _TEXT.format(
-        **_SIZES,
-        name=name,
-        inner=inner,
-        clear=_lines(4, [" = ".join([f"c{i}{j}" for i in each for j in each] + ["zero"])]),
-        left_place=left_place,
-        left_element=left_element,
-        right_place=right_place,
-        right_element=right_element,
-        multiply=_lines(12, multiply),
-        store=_lines(4, _store(has_bias, save_z, value is not None)),
+def choose(dtype: np.dtype, rows: int, columns: int, inner: int, count: int) -> Plan:
+    """The plan of least :func:`cost`; of equals, that of least work in all, and of fewer parts."""
+    plans = []
+    for tile in TILES[dtype]:
+        slices = max(1, ceil_div(inner, tile.slice))
+        whole = Plan(tile, 1, slices * tile.slice)
+        plans.append(whole)
+        parts = 2
+        while parts <= min(MOST_PARTS, slices // 4) and parts * blocks(whole, rows, columns) <= FEW * count:
+            share = ceil_div(slices, parts) * tile.slice
+            plans.append(Plan(tile, ceil_div(inner, share), share))
+            parts *= 2
+    lanes = BYTES // dtype.itemsize
+    return min(plans, key=lambda plan: (cost(plan, lanes, rows, columns, count), work(plan, rows, columns)))
+
+
+# ------------------------------------------------------------------------------------------------------- kernels
+
+
+def _kernel(name: str, text: str, dtype: np.dtype, *parts: Any, options: dict[str, Any], **scope: Any) -> Kernel:
+    scope |= {"cuda": cuda, "element": element(dtype), "zero": dtype.type(0)}
+    for lanes in (1, BYTES // dtype.itemsize):
+        _, scope[f"load{lanes}"], scope[f"store{lanes}"] = access(dtype, lanes)
+        scope[f"zeros{lanes}"] = (dtype.type(0),) * lanes
+    return generated(text, name, scope, dtype, *parts, **options)
+
+
+@functools.cache
+def product(
+    dtype: np.dtype,
+    a: str,
+    b: str,
+    tile: Tile,
+    wide: tuple[bool, bool, bool],
+    index: Any = np.int32,
+    value: Any = None,
+    has_bias: bool = False,
+    save_z: bool = False,
+) -> Any:
+    """The kernel of ``out = value(a b + bias)`` for factors ``"a"`` or ``"a^T"`` and ``"b"`` or ``"b^T"``.
+
+    ``wide`` says whether ``a``, ``b`` and the results allow 128-bit access, ``index`` what indices in its loops are.
+    """
+    lanes = BYTES // dtype.itemsize
+    factors = (
+        Factor("left", "a", tile.rows, tile.line, a == "a", lanes if wide[0] else 1),
+        Factor("right", "b", tile.columns, tile.across, b == "b^T", lanes if wide[1] else 1),
     )
-    scope = {"cuda": cuda, "element": element(dtype), "zero": np.dtype(dtype).type(0), "value": value}
-    return generated(text, name, scope, dtype, value)
+    name = f"product_{(a + b).replace('^T', 't')}_{tile.rows}x{tile.columns}{'' if all(wide) else '_scalar'}"
+    epilogue = {"has_bias": has_bias, "save_z": save_z, "activated": value is not None}
+    alignment = "" if SIMULATED else f", {BYTES}"
+    text = product_text(name, factors, tile, lanes, wide[2], alignment, **epilogue)
+    # indices of 64 bits take registers that a ceiling for several blocks does not leave
+    bounds = (tile.threads, tile.blocks if index is np.int32 else 1)
+    outer, sums = outer_sum(dtype, tile.line, tile.across), tile.line * tile.across
+    zeros = {f"zeros{sums}": (dtype.type(0),) * sums}
+    parts = value, index, tile.line, tile.across
+    scope = {"value": value, "index": index, "zero_index": index(0), "outer_sum": outer, **zeros}
+    return _kernel(name, text, dtype, *parts, options={"launch_bounds": bounds}, **scope)
 
 
-def multiply(kernel: Any, a: Any, b: Any, bias: Any, z: Any, out: Any) -> Launch:
-    """The launch of ``kernel`` for a result ``out``; operands that it does not read may be any arrays."""
-    grid = ceil_div(out.shape[0], TILE), ceil_div(out.shape[1], TILE)
-    return Launch(kernel, grid, (THREADS,), (a, b, bias, z, out))
+@functools.cache
+def merge(dtype: np.dtype, wide: bool, value: Any, has_bias: bool, save_z: bool) -> Any:
+    """The kernel that adds the parts of a product and runs its epilogue."""
+    text = merge_text("product_merge", BYTES // dtype.itemsize if wide else 1, has_bias, save_z, value is not None)
+    return _kernel("product_merge", text, dtype, value, options={}, value=value)
+
+
+def multiply(
+    a: Any, b: Any, out: Any, form: str = "ab", value: Any = None, bias: Any = None, z: Any = None, plan: Any = None
+) -> list[Launch]:
+    """The launches of ``z = a b + bias``, ``out = value(z)``; ``form`` is ``"ab"``, ``"a^Tb"`` or ``"ab^T"``.
+
+    ``bias`` and ``z`` are left out where they are None, and so is ``value``. ``plan`` is chosen unless it is given.
+    """
+    if not out.size:
+        return []
+    rows, columns = out.shape
+    left, right, inner = {
+        "ab": ("a", "b", a.shape[1]),
+        "a^Tb": ("a^T", "b", a.shape[0]),
+        "ab^T": ("a", "b^T", a.shape[1]),
+    }[form]
+    plan = plan or choose(out.dtype, rows, columns, inner, multiprocessors())
+    results = [out] if z is None else [out, z]
+    wide = aligned(a), aligned(b), aligned(*results)
+    # the indices of a thread go on by a slice beyond the last element, and its rows by those of a tile
+    reach = max(array.size + (plan.tile.slice + plan.tile.rows) * max(array.shape) for array in (a, b, out))
+    index = np.int64 if reach >= BIG else np.int32
+    sizes = tuple(map(index, (rows, columns, inner, plan.share)))
+    grid = (blocks(plan, rows, columns) // plan.parts, plan.parts)
+    y, last = out.reshape(-1), (value, bias is not None, z is not None)
+    addends = (y if bias is None else bias, y if z is None else z.reshape(-1))
+    factors, block = (a.reshape(-1), b.reshape(-1)), (plan.tile.threads,)
+    if plan.parts == 1:
+        made = product(out.dtype, left, right, plan.tile, wide, index, *last)
+        return [Launch(made, grid, block, (*factors, *addends, y, *sizes))]
+    partial = scratch(out, (plan.parts, out.size))
+    wide_parts = aligned(out, partial)
+    made = product(out.dtype, left, right, plan.tile, (*wide[:2], wide_parts), index)
+    parts = partial.reshape(-1)
+    wide_merge = wide[2] and wide_parts
+    lanes = BYTES // out.dtype.itemsize if wide_merge else 1
+    merged = (parts, *addends, y, np.int64(columns), np.int64(plan.parts))
+    return [
+        Launch(made, grid, block, (*factors, parts, parts, parts, *sizes)),
+        Launch(merge(out.dtype, wide_merge, *last), *flat(ceil_div(out.size, lanes)), merged),
+    ]

@@ -197,7 +197,8 @@ def product(
     sums = [
         f"c{i}_{j}_{k}" for i in range(tile.warp_rows // 16) for j in range(tile.warp_columns // 8) for k in range(4)
     ]
-    name = f"product_{precision}_" + (a + b).replace("^T", "t")
+    form_name = (a + b).replace("^T", "t")
+    name = f"tensor_{precision}_{form_name}_{tile.rows}x{tile.columns}{'' if all(wide) else '_scalar'}"
     text = _TEXT.format(
         name=name,
         rows=tile.rows,

@@ -208,6 +208,7 @@ class Entry(NamedTuple):
     signature: tuple[Any, ...]
     options: dict[str, Any]
     float64: bool  # whether float64 arithmetic belongs in it
+    oldest: int = 0  # architecture
 
 
 def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[str, Instruction]]:

@@ -21,6 +21,7 @@ import numpy as np
 from .launch import SIMULATED
 
 OLDEST = 80
+PRECISIONS = ("tf32", "bf16")
 
 
 class Form(NamedTuple):
@@ -60,7 +61,7 @@ def _simulated(name: str) -> tuple[Any, Any]:
         words = [word] if name == "tf32" else [word << np.uint32(16), word & np.uint32(0xFFFF0000)]
         return [float(np.uint32(w).view(np.float32)) for w in words]
 
-    def multiply(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
+    def multiply(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
         cuda = sys._getframe(1).f_globals["cuda"]  # that of the kernel, which knows its lane
         lane = cuda.laneid
         rows = [cuda.shfl_sync(0xFFFFFFFF, (a0, a1, a2, a3), 4 * (lane // 4) + t) for t in range(4)]
@@ -110,16 +111,16 @@ def _intrinsics(name: str) -> tuple[Any, Any]:
         return packed(builder, arguments)
 
     @intrinsic
-    def pack_one(typing_context, x):  # type: ignore[no-untyped-def]
+    def pack_one(typing_context, x):
         return types.uint32(types.float32), pack_codegen
 
     @intrinsic
-    def pack_two(typing_context, x, y):  # type: ignore[no-untyped-def]
+    def pack_two(typing_context, x, y):
         return types.uint32(types.float32, types.float32), pack_codegen
 
     @intrinsic
-    def multiply(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def multiply(typing_context, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+        def codegen(context, builder, signature, arguments):
             kind = ir.FunctionType(ir.LiteralStructType([real] * 4), [word] * 6 + [real] * 4)
             # all lanes take part: not to be moved into a branch
             result = builder.asm(kind, text, constraints, arguments, True)

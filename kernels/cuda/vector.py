@@ -2,7 +2,7 @@
 
 NVVM does not merge neighbouring loads of an array by itself. An index is that of the first element, and the address
 must be a multiple of 16 bytes: memory of the device begins at such addresses, views into it need not
-(:func:`aligned`).
+(:func:`aligned`). Access to one element at a time has the same form, for kernels whose text serves both.
 """
 
 from __future__ import annotations
@@ -38,24 +38,28 @@ def _address(array: Any) -> int:
 
 
 @functools.cache
-def access(dtype: Any) -> Access:
-    """128-bit access to arrays of ``dtype``; on the simulator element by element, at the addresses a GPU demands."""
+def access(dtype: Any, lanes: int = 0) -> Access:
+    """Access to ``lanes`` elements of ``dtype``, by default 128 bits; on the simulator element by element.
+
+    No index counts from the end: a negative one is an error of the caller. The simulator checks the address.
+    """
     dtype = np.dtype(dtype)
-    lanes = BYTES // dtype.itemsize
+    lanes = lanes or BYTES // dtype.itemsize
     return Access(lanes, *(_plain(lanes) if SIMULATED else _intrinsics(dtype, lanes)))
 
 
 def _plain(lanes: int) -> tuple[Any, Any]:
-    def check(array, index):  # type: ignore[no-untyped-def]
+    def check(array, index):
         memory = np.asarray(array)
-        if (memory.ctypes.data + int(index) * memory.itemsize) % BYTES:
-            raise IndexError(f"128-bit access to element {index}, which is not at a multiple of {BYTES} bytes")
+        size = lanes * memory.itemsize
+        if (memory.ctypes.data + int(index) * memory.itemsize) % size:
+            raise IndexError(f"{8 * size}-bit access to element {index}, which is not at a multiple of {size} bytes")
 
-    def load(array, index):  # type: ignore[no-untyped-def]
+    def load(array, index):
         check(array, index)
         return tuple(array[index + k] for k in range(lanes))
 
-    def store(array, index, values):  # type: ignore[no-untyped-def]
+    def store(array, index, values):
         check(array, index)
         for k in range(lanes):
             array[index + k] = values[k]
@@ -70,34 +74,73 @@ def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
     kind = element(dtype)
     several = types.UniTuple(kind, lanes)
     vector = ir.VectorType({4: ir.FloatType(), 8: ir.DoubleType()}[dtype.itemsize], lanes)
+    align = lanes * dtype.itemsize
 
-    def place(context, builder, signature, array, index):  # type: ignore[no-untyped-def]
+    def place(context, builder, signature, array, index):
         data = context.make_array(signature.args[0])(context, builder, array).data
         first = builder.gep(data, [index])
         return builder.bitcast(first, ir.PointerType(vector, first.type.addrspace))
 
-    def lane(k):  # type: ignore[no-untyped-def]
+    def lane(k):
         return ir.Constant(ir.IntType(32), k)
 
     @intrinsic
-    def load(typing_context, array, index):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            value = builder.load(place(context, builder, signature, *arguments), align=BYTES)
+    def load(typing_context, array, index):
+        def codegen(context, builder, signature, arguments):
+            value = builder.load(place(context, builder, signature, *arguments), align=align)
             elements = [builder.extract_element(value, lane(k)) for k in range(lanes)]
             return context.make_tuple(builder, signature.return_type, elements)
 
         return several(array, types.int64), codegen
 
     @intrinsic
-    def store(typing_context, array, index, values):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+    def store(typing_context, array, index, values):
+        def codegen(context, builder, signature, arguments):
             array, index, values = arguments
             value = ir.Constant(vector, ir.Undefined)
             for k in range(lanes):
                 value = builder.insert_element(value, builder.extract_value(values, k), lane(k))
-            builder.store(value, place(context, builder, signature, array, index), align=BYTES)
+            builder.store(value, place(context, builder, signature, array, index), align=align)
             return context.get_dummy_value()
 
         return types.void(array, types.int64, several), codegen
 
     return load, store
+
+
+@functools.cache
+def outer_sum(dtype: Any, rows: int, columns: int) -> Any:
+    """The function (sums, a, b) -> sums + a b^T, row by row, of tuples of ``rows * columns``, ``rows``, ``columns``.
+
+    Sums as one tuple stay in registers, and compile in a fraction of the time of as many variables.
+    """
+    dtype = np.dtype(dtype)
+    if SIMULATED:
+
+        def plain(sums, a, b):
+            return np.add(sums, np.multiply.outer(np.array(a, dtype), np.array(b, dtype)).ravel())
+
+        return plain
+
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    kind = element(dtype)
+    several = types.UniTuple(kind, rows * columns)
+
+    @intrinsic
+    def outer(typing_context, sums, a, b):
+        def codegen(context, builder, signature, arguments):
+            sums, a, b = arguments
+            left = [builder.extract_value(a, i) for i in range(rows)]
+            right = [builder.extract_value(b, j) for j in range(columns)]
+            for i in range(rows):
+                for j in range(columns):
+                    k = i * columns + j
+                    total = builder.fadd(builder.extract_value(sums, k), builder.fmul(left[i], right[j]))
+                    sums = builder.insert_value(sums, total, k)
+            return sums
+
+        return several(several, types.UniTuple(kind, rows), types.UniTuple(kind, columns)), codegen
+
+    return outer
