@@ -65,7 +65,7 @@ _BAD = r"""
 import json, numba, numpy as np
 from numba import cuda
 from bench.machine import assemble, ptx_of
-from bench.sass import Budgets, breaches
+from bench.sass import Budgets, Failure, _compile, breaches
 from dlcore.kernels.cuda.launch import Entry
 from dlcore.kernels.cuda.vector import access
 
@@ -114,6 +114,12 @@ for function in (scope["spilling"], promoting, indexed, wide, narrow):
     told[function.__name__] = breaches(code, vector if function in (wide, narrow) else budget, False)
     if function is promoting:
         told["promoting, allowed"] = breaches(code, budget, True)
+
+def untyped(x):
+    x[0] = x.no_such_attribute
+
+failure = _compile(Entry("op/untyped/float32", untyped, (kind,), {}, False), 90)
+told["untyped"] = [isinstance(failure, Failure), failure.name, failure.arch, len(failure.message.splitlines())]
 print(json.dumps(told))
 """
 
@@ -144,6 +150,10 @@ def test_float64_is_reported(told):
 def test_lost_128_bit_access_is_reported(told):
     assert told["narrow"] == ["no 128-bit LDG", "no 128-bit STG"]
     assert told["wide"] == []
+
+
+def test_a_kernel_that_does_not_compile_is_reported(told):
+    assert told["untyped"] == [True, "op/untyped/float32", 90, 1]
 
 
 # ------------------------------------------------------------------------------------ reading, without the tools
