@@ -142,8 +142,10 @@ def _products() -> Iterator[Any]:
     import numpy as np
 
     from dlcore.kernels import find
-    from dlcore.kernels.cuda import gemm, gemm_tensor, tensor
+    from dlcore.kernels.cuda import gemm, gemm_tensor
     from dlcore.kernels.cuda.launch import device_function
+    from dlcore.kernels.device import TENSOR_CORES
+    from dlcore.kernels.precision import PRECISIONS
 
     relu = find("activation", "relu")
     for dtype, tiles in gemm.TILES.items():
@@ -158,11 +160,11 @@ def _products() -> Iterator[Any]:
             *_, launch = gemm.multiply(a, b, y, "ab", value, y[0], z, gemm.Plan(tiles[-1], 2, tiles[-1].slice))
             yield _entry(f"product{mark}", launch, dtype)
     value = device_function(relu, "value", np.float32)
-    for precision in tensor.PRECISIONS:
+    for precision in PRECISIONS[1:]:
         for block in (gemm_tensor.LARGE, gemm_tensor.SMALL):
             a, b, z, y = (place("float32", 0, 8, 8) for _ in range(4))
-            launch = gemm_tensor.multiply(precision, a, b, ("a", "b"), y[0], z, y, value, block)
-            yield _entry("product=", launch, "float32", tensor.OLDEST)
+            (launch,) = gemm_tensor.multiply(precision, a, b, y, "ab", value, y[0], z, block)
+            yield _entry("product=", launch, "float32", TENSOR_CORES)
 
 
 def _placed(rules: Sequence[str]) -> Iterator[Any]:

@@ -7,7 +7,15 @@ arrays, and ``@dlcore.activation``, ``@dlcore.loss``, ``@dlcore.optimizer`` make
 from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers
 from ._version import __version__
 from .checkpoint import load
-from .kernels import activation, get_num_threads, loss, optimizer, set_num_threads
+from .kernels import (
+    activation,
+    get_matmul_precision,
+    get_num_threads,
+    loss,
+    optimizer,
+    set_matmul_precision,
+    set_num_threads,
+)
 from .many import fit_many
 from .model import Sequential
 from .random import set_seed
@@ -20,6 +28,7 @@ __all__ = [
     "activation",
     "callbacks",
     "fit_many",
+    "get_matmul_precision",
     "get_num_threads",
     "initializers",
     "kernels",
@@ -30,6 +39,7 @@ __all__ = [
     "metrics",
     "optimizer",
     "optimizers",
+    "set_matmul_precision",
     "set_num_threads",
     "set_seed",
 ]

@@ -355,11 +355,8 @@ def warmup(arguments: argparse.Namespace) -> None:
 def _architectures(given: str | None) -> list[int]:
     """Those of ``--cuda``, such as ``90`` or ``80,sm_90``; that of the GPU, if there is one, where nothing is said."""
     if given is None:
-        if device.why_no_gpu() is not None:
-            return []
-        import cupy
-
-        return [int(cupy.cuda.Device().compute_capability)]
+        found = device.capability()
+        return [] if found is None else [found]
     from .kernels.cuda.ahead import why_not
 
     reason = why_not()

@@ -35,6 +35,7 @@ from .ops import (
     softmax_backward,
     softmax_cross_entropy,
 )
+from .precision import get_matmul_precision, set_matmul_precision
 from .program import Buffer, Builder, Program
 from .rule import Activation as ActivationRule
 from .rule import Loss as LossRule
@@ -67,6 +68,7 @@ __all__ = [
     "elementwise_loss",
     "find",
     "gather",
+    "get_matmul_precision",
     "get_num_threads",
     "layer_norm_backward",
     "layer_norm_forward",
@@ -74,6 +76,7 @@ __all__ = [
     "optimizer",
     "optimizer_update",
     "resolve",
+    "set_matmul_precision",
     "set_num_threads",
     "softmax",
     "softmax_backward",

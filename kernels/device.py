@@ -8,6 +8,7 @@ from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
 OLDEST = 75  # compute capability: Turing
+TENSOR_CORES = 80  # that take TF32 and bfloat16: Ampere
 
 
 class DeviceError(RuntimeError):
@@ -37,11 +38,19 @@ def why_no_gpu() -> str | None:
         return f"no CUDA device: {str(error).strip().splitlines()[0]}"
     if not count:
         return "no CUDA device was found"
-    capability = int(cupy.cuda.Device().compute_capability)
-    if capability < OLDEST:
-        found, oldest = (f"{c // 10}.{c % 10}" for c in (capability, OLDEST))
-        return f"the GPU has compute capability {found}; dlcore needs {oldest} or newer"
+    found = int(cupy.cuda.Device().compute_capability)
+    if found < OLDEST:
+        return f"the GPU has compute capability {found // 10}.{found % 10}; dlcore needs {OLDEST // 10}.{OLDEST % 10}"
     return None
+
+
+def capability() -> int | None:
+    """The compute capability of the GPU, 90 for 9.0; None where there is none."""
+    if why_no_gpu() is not None:
+        return None
+    import cupy
+
+    return int(cupy.cuda.Device().compute_capability)
 
 
 def resolve(device: str = "auto") -> str:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from tolerance import FORWARD, assert_close
 
-from dlcore.kernels import find
+import dlcore
+from dlcore import layers
+from dlcore.kernels import find, precision
 from dlcore.kernels.device import simulated, why_no_gpu
 
 if not simulated():
@@ -17,7 +19,7 @@ from dlcore.kernels.cuda.arrays import memory
 from dlcore.kernels.cuda.launch import device_function
 
 TILE = gemm_tensor.Tile(64, 32, 32, 16)  # the smallest there can be: every warp has two tiles each way
-FORMS = [("a", "b"), ("a^T", "b"), ("a", "b^T")]
+FORMS = ["ab", "a^Tb", "ab^T"]
 
 
 def _aligned(array, shift=0):
@@ -29,18 +31,17 @@ def _aligned(array, shift=0):
     return out
 
 
-def _check(precision, forms, shape, shift=0, bias=True, save_z=True):
+def _check(precision, form, shape, shift=0, bias=True, save_z=True):
     rows, inner, columns = shape
     rng = np.random.default_rng(sum(shape))
     left, right = rng.standard_normal((rows, inner)), rng.standard_normal((inner, columns))
-    a = _aligned(left.T if forms[0] == "a^T" else left, shift)
-    b = _aligned(right.T if forms[1] == "b^T" else right, shift)
+    a = _aligned(left.T if form == "a^Tb" else left, shift)
+    b = _aligned(right.T if form == "ab^T" else right, shift)
     offsets = _aligned(rng.standard_normal(columns)) if bias else None
     z, y = (np.full((rows, columns), np.nan, np.float32) for _ in range(2))
     rule = find("activation", "tanh")
     value = device_function(rule, "value", np.float32)
-    launch = gemm_tensor.multiply(precision, a, b, forms, offsets, z if save_z else None, y, value, TILE)
-    memory.run([launch])
+    memory.run(gemm_tensor.multiply(precision, a, b, y, form, value, offsets, z if save_z else None, TILE))
     left, right = (tensor.rounded(x, precision) for x in (left, right))
     exact = left.astype(np.float64) @ right.astype(np.float64)
     plain = left @ right
@@ -51,39 +52,60 @@ def _check(precision, forms, shape, shift=0, bias=True, save_z=True):
     assert_close("y", y, np.tanh(exact), np.tanh(plain), FORWARD, 1.0)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize("forms", FORMS, ids="".join)
-def test_a_product(precision, forms):
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_product(precision, form):
     """Two or three slices, the last one not whole; the second block of rows stands over the edge."""
-    _check(precision, forms, (66, 40, 20))
+    _check(precision, form, (66, 40, 20))
 
 
 @pytest.mark.parametrize("order", ["reverse", "random"])
 def test_other_orders_of_the_threads(order):
     with thread_order(order):
-        _check("tf32", ("a", "b"), (20, 40, 36))
-        _check("bf16", ("a^T", "b"), (20, 72, 36))
+        _check("tf32", "ab", (20, 40, 36))
+        _check("bfloat16", "a^Tb", (20, 72, 36))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (65, 33, 5), (3, 17, 35)], ids=str)
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
 def test_rows_of_any_length(precision, shape):
-    for forms in FORMS:
-        _check(precision, forms, shape)
+    for form in FORMS:
+        _check(precision, form, shape)
 
 
-@pytest.mark.parametrize("forms", FORMS, ids="".join)
-def test_memory_that_begins_anywhere(forms):
-    _check("tf32", forms, (8, 20, 12), shift=1)
-    _check("bf16", forms, (8, 20, 12), shift=3, bias=False, save_z=False)
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_that_begins_anywhere(form):
+    _check("tf32", form, (8, 20, 12), shift=1)
+    _check("bfloat16", form, (8, 20, 12), shift=3, bias=False, save_z=False)
 
 
 def test_rounding_is_that_of_the_hardware():
     """Half a unit in the last place: TF32 (10 bits) goes away from zero, bfloat16 (7 bits) to even."""
     one = np.float32(1)
-    half = {"tf32": np.float32(2.0**-11), "bf16": np.float32(2.0**-8)}
+    half = {"tf32": np.float32(2.0**-11), "bfloat16": np.float32(2.0**-8)}
     assert tensor.rounded(one + half["tf32"], "tf32") == 1 + 2.0**-10
     assert tensor.rounded(-one - half["tf32"], "tf32") == -1 - 2.0**-10
-    assert tensor.rounded(one + half["bf16"], "bf16") == 1
-    assert tensor.rounded(one + 3 * half["bf16"], "bf16") == 1 + 2.0**-6
-    assert tensor.rounded(one + half["bf16"] * np.float32(1.01), "bf16") == 1 + 2.0**-7
+    assert tensor.rounded(one + half["bfloat16"], "bfloat16") == 1
+    assert tensor.rounded(one + 3 * half["bfloat16"], "bfloat16") == 1 + 2.0**-6
+    assert tensor.rounded(one + half["bfloat16"] * np.float32(1.01), "bfloat16") == 1 + 2.0**-7
+
+
+def test_a_model_plans_anew_when_the_precision_changes(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (5, 2)))
+    model = dlcore.Sequential([layers.Input((5,)), layers.Dense(2, use_bias=False)], device="cuda")
+    model.set_weights([w])
+    exact = {"float32": x @ w}
+    for name in ("tf32", "bfloat16"):
+        exact[name] = tensor.rounded(x, name) @ tensor.rounded(w, name)
+    monkeypatch.setattr(precision, "_chosen", "float32")
+    for name in ("float32", "tf32", "bfloat16", "float32"):
+        dlcore.set_matmul_precision(name)
+        assert dlcore.get_matmul_precision() == name
+        np.testing.assert_allclose(model.predict(x), exact[name], rtol=1e-5, atol=1e-6)
+    assert np.abs(exact["tf32"] - exact["float32"]).max() > 1e-4  # or the test would see nothing
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bfloat16, got 'fast'"):
+        dlcore.set_matmul_precision("fast")
+    monkeypatch.setattr(precision, "capability", lambda: 75)
+    with pytest.raises(dlcore.kernels.DeviceError, match=r"tf32 needs compute capability 8\.0; the GPU has 7\.5"):
+        dlcore.set_matmul_precision("tf32")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .gemm import multiply
+from ..precision import get_matmul_precision
+from . import gemm, gemm_tensor
 from .launch import (
     BLOCK,
     CHUNK,
@@ -26,6 +27,14 @@ from .launch import (
     scratch,
     tiled,
 )
+
+
+def multiply(a: Any, b: Any, out: Any, *rest: Any) -> list[Launch]:
+    """A product as gemm.py computes it, or on tensor cores where that was chosen."""
+    precision = get_matmul_precision()
+    if precision == "float32" or out.dtype != np.float32:
+        return gemm.multiply(a, b, out, *rest)
+    return gemm_tensor.multiply(precision, a, b, out, *rest)
 
 
 def dense_forward(rule: Any, x: Any, w: Any, b: Any, z: Any, y: Any) -> list[Launch]:

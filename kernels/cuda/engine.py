@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceError
+from ..precision import get_matmul_precision
 from ..program import Buffer, Program
 from .arrays import memory
 from .launch import launches
@@ -118,7 +119,7 @@ class Engine:
 
     def _replay(self, name: str, rows: int) -> Callable[[], None]:
         bound = tuple((extern, id(array)) for extern, array in self._externs.items())  # a graph knows addresses
-        key = name, rows, bound
+        key = name, rows, bound, get_matmul_precision()
         if key not in self._replays:
             planned = launches(self.program, name, self._array, self._cursor, rows)
             self._replays[key] = memory.ready(planned, self._stream)

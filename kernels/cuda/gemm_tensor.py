@@ -14,7 +14,7 @@ import numpy as np
 from numba import cuda
 
 from .launch import Launch, ceil_div, generated
-from .tensor import form
+from .tensor import rounding
 from .vector import access, aligned
 
 WORDS = 16  # of the inner index, in shared memory at a time
@@ -182,23 +182,21 @@ def _store(tile: Tile, has_bias: bool, save_z: bool, activated: bool) -> list[st
 @functools.cache
 def product(
     precision: str,
-    a: str,
-    b: str,
+    form: str,
     tile: Tile,
     wide: tuple[bool, bool],
     value: Any = None,
     has_bias: bool = False,
     save_z: bool = False,
 ) -> Any:
-    """The kernel of ``out = value(a b + bias)`` for factors ``"a"`` or ``"a^T"`` and ``"b"`` or ``"b^T"``."""
-    numbers, pack, multiply = form(precision)
-    left = _Factor("a", "left", tile.rows, "row0", "rows", a == "a", numbers, tile.threads, wide[0])
-    right = _Factor("b", "right", tile.columns, "column0", "columns", b == "b^T", numbers, tile.threads, wide[1])
+    """The kernel of ``out = value(a b + bias)``; ``wide`` says whether ``a`` and ``b`` allow 128-bit access."""
+    numbers, pack, multiply = rounding(precision)
+    left = _Factor("a", "left", tile.rows, "row0", "rows", form != "a^Tb", numbers, tile.threads, wide[0])
+    right = _Factor("b", "right", tile.columns, "column0", "columns", form == "ab^T", numbers, tile.threads, wide[1])
     sums = [
         f"c{i}_{j}_{k}" for i in range(tile.warp_rows // 16) for j in range(tile.warp_columns // 8) for k in range(4)
     ]
-    form_name = (a + b).replace("^T", "t")
-    name = f"tensor_{precision}_{form_name}_{tile.rows}x{tile.columns}{'' if all(wide) else '_scalar'}"
+    name = f"tensor_{precision}_{form.replace('^T', 't')}_{tile.rows}x{tile.columns}{'' if all(wide) else '_scalar'}"
     text = _TEXT.format(
         name=name,
         rows=tile.rows,
@@ -235,16 +233,16 @@ def product(
 
 
 def multiply(
-    precision: str, a: Any, b: Any, forms: tuple[str, str], bias: Any, z: Any, out: Any, value: Any = None,
+    precision: str, a: Any, b: Any, out: Any, form: str = "ab", value: Any = None, bias: Any = None, z: Any = None,
     tile: Tile | None = None,
-) -> Launch:  # fmt: skip
-    """The launch of ``out = value(a b + bias)``; ``z`` and ``bias`` may be None."""
+) -> list[Launch]:  # fmt: skip
+    """The launch of ``z = a b + bias``, ``out = value(z)``; ``form`` is ``"ab"``, ``"a^Tb"`` or ``"ab^T"``."""
+    if not out.size:
+        return []
     rows, columns = out.shape
-    inner = a.shape[1] if forms[0] == "a" else a.shape[0]
+    inner = a.shape[0] if form == "a^Tb" else a.shape[1]
     tile = tile or (LARGE if min(rows, columns) > SMALL.rows else SMALL)
-    made = product(
-        precision, *forms, tile, (aligned(a), aligned(b)), value, bias is not None, z is not None
-    )  # fmt: skip
+    made = product(precision, form, tile, (aligned(a), aligned(b)), value, bias is not None, z is not None)
     grid = ceil_div(rows, tile.rows), ceil_div(columns, tile.columns)
     flat = [x.reshape(-1) for x in (a, b, out if bias is None else bias, out if z is None else z, out)]
-    return Launch(made, grid, (tile.threads,), (*flat, *map(np.int64, (rows, columns, inner))))
+    return [Launch(made, grid, (tile.threads,), (*flat, *map(np.int64, (rows, columns, inner))))]

@@ -7,7 +7,7 @@ words both forms are the same: lane ``l`` with ``g = l // 4`` and ``t = l % 4`` 
 * of B (8 words, 8 columns): column ``g`` of words ``t`` and ``t + 4``;
 * of C (16 rows, 8 columns): columns ``2t`` and ``2t + 1`` of row ``g``, then of row ``g + 8``.
 
-Sums are of float32. Needs compute capability 8.0.
+Sums are of float32. Compute capability 8.0 and newer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,8 @@ import numpy as np
 
 from .launch import SIMULATED
 
-OLDEST = 80
-PRECISIONS = ("tf32", "bf16")
 
-
-class Form(NamedTuple):
+class Rounding(NamedTuple):
     """How operands are rounded: ``pack(x, ...)`` makes a word of ``numbers`` neighbours, ``multiply`` a product."""
 
     numbers: int
@@ -33,10 +30,10 @@ class Form(NamedTuple):
 
 
 @functools.cache
-def form(name: str) -> Form:
-    """``"tf32"`` (10 bits of fraction) or ``"bf16"`` (7 bits)."""
-    numbers = {"tf32": 1, "bf16": 2}[name]
-    return Form(numbers, *(_simulated(name) if SIMULATED else _intrinsics(name)))
+def rounding(name: str) -> Rounding:
+    """``"tf32"`` or ``"bfloat16"``."""
+    numbers = {"tf32": 1, "bfloat16": 2}[name]
+    return Rounding(numbers, *(_simulated(name) if SIMULATED else _intrinsics(name)))
 
 
 # ----------------------------------------------------------------------------------------------- simulated
@@ -84,10 +81,10 @@ def _simulated(name: str) -> tuple[Any, Any]:
 
 # ----------------------------------------------------------------------------------------------- intrinsics
 
-_PACK = {"tf32": ("cvt.rna.tf32.f32 $0, $1;", "=r,f"), "bf16": ("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")}
+_PACK = {"tf32": ("cvt.rna.tf32.f32 $0, $1;", "=r,f"), "bfloat16": ("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")}
 _MULTIPLY = {
     "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
-    "bf16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
 }
 
 
@@ -129,4 +126,4 @@ def _intrinsics(name: str) -> tuple[Any, Any]:
 
         return types.UniTuple(types.float32, 4)(*[types.uint32] * 6, *[types.float32] * 4), codegen
 
-    return {"tf32": pack_one, "bf16": pack_two}[name], multiply
+    return {"tf32": pack_one, "bfloat16": pack_two}[name], multiply

@@ -1,0 +1,37 @@
+"""How matrix products of float32 on a GPU round their operands: a choice for the whole process."""
+
+from __future__ import annotations
+
+from .device import TENSOR_CORES, DeviceError, capability
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+_chosen = "float32"
+
+
+def set_matmul_precision(name: str) -> None:
+    """Choose what matrix products of float32 models on a GPU are computed from; the CPU always takes float32.
+
+    ``"float32"`` (the default) takes the numbers as they are. ``"tf32"`` (10 bits of fraction) and ``"bfloat16"`` (7
+    bits) round both factors and use tensor cores; sums are of float32, and so is everything in memory. They need
+    compute capability 8.0. Models that were trained before plan their next step anew. Raises
+    :class:`~dlcore.kernels.DeviceError` where the GPU is too old.
+
+    >>> import dlcore
+    >>> dlcore.set_matmul_precision("tf32")
+    >>> dlcore.get_matmul_precision()
+    'tf32'
+    >>> dlcore.set_matmul_precision("float32")
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
+    found = None if name == "float32" else capability()
+    if found is not None and found < TENSOR_CORES:
+        raise DeviceError(f"{name} needs compute capability 8.0; the GPU has {found // 10}.{found % 10}")
+    global _chosen
+    _chosen = name
+
+
+def get_matmul_precision() -> str:
+    """What :func:`set_matmul_precision` chose."""
+    return _chosen
