@@ -224,12 +224,14 @@ def merge_text(name: str, lanes: int, has_bias: bool, save_z: bool, activated: b
     sums = [f"sums[{q}]" for q in range(lanes)]
     lines = [
         f"def {name}(partial, bias, z, out, columns, parts):",
-        f"    for at in range(cuda.grid(1) * {lanes}, out.size, cuda.gridsize(1) * {lanes}):",
+        f"    at = cuda.grid(1) * {lanes}",
+        "    while at < out.size:",  # a range of unknown step would begin with a division
         f"        sums = load{lanes}(partial, at)",
         "        for part in range(1, parts):",
         f"            addends = load{lanes}(partial, at + part * out.size)",
         f"            sums = {_tuple([f'sums[{q}] + addends[{q}]' for q in range(lanes)])}",
         *(["        column = at % columns"] if has_bias else []),
         *_indented(2, _finish(sums, bias, save_z, activated, "at")),
+        f"        at += cuda.gridsize(1) * {lanes}",
     ]
     return "\n".join(lines) + "\n"
