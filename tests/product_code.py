@@ -24,7 +24,7 @@ _FMA = re.compile(r"\b[FD]FMA\b")
 
 
 def machine_code(kernel, arguments, arch):
-    """The notes of ptxas and the instructions of ``kernel`` as (address, text)."""
+    """The notes of ptxas, the launch bounds among them, and the instructions of ``kernel`` as (address, text)."""
     signature = tuple(map(numba.typeof, arguments))
     cc, options = divmod(arch, 10), kernel.targetoptions
     bounds = {"launch_bounds": options["launch_bounds"]} if options.get("launch_bounds") else {}
@@ -39,6 +39,7 @@ def machine_code(kernel, arguments, arch):
         command = [tool("cuobjdump"), "-sass", cubin]
         sass = subprocess.run(command, capture_output=True, text=True, check=True, env=path).stdout
     lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
+    notes += " ".join(re.findall(r"\.(?:maxntid|minnctapersm) \d+", ptx))
     return notes, [(int(address, 16), text) for address, text in lines]
 
 
@@ -65,6 +66,8 @@ def facts(name, launch, arch):
     loop = hot_loop(code)
     return {
         "kernel": name,
+        "threads": number(r"maxntid (\d+)"),
+        "blocks": number(r"minnctapersm (\d+)"),
         "registers": number(r"Used (\d+) registers"),
         "spills": number(r"(\d+) bytes spill"),
         "local": number(r"(\d+) bytes stack frame") + count(r"\b(LDL|STL)\b"),

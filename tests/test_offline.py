@@ -78,7 +78,8 @@ def test_matrix_products(arch):
         assert (wide["LDS"] > 0) == ("merge" not in name), (name, fact)
     assert len(kernels) == 4
     large = kernels["float32 128x128 wide"]
-    assert large["registers"] <= 128  # two blocks of 256 threads on a multiprocessor of 65,536 registers
+    assert (large["threads"], large["blocks"]) == (256, 2)
+    assert large["registers"] <= 128  # two such blocks on a multiprocessor of 65,536 registers
     assert large["multiply_adds"] == 8 * 8 * 8, "the loop over slices is not what was found"
     assert large["multiply_adds"] >= 0.85 * large["loop"], large
 
