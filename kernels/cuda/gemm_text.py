@@ -1,13 +1,14 @@
-"""The text of the kernels of gemm.py: sums, fragments and what is read ahead as variables with names of their own.
+"""The text of the kernels of gemm.py: sums, fragments and what is read ahead as tuples, every index a constant.
 
 It is generated because the NVVM of sm_75 to sm_90 neither unrolls loops over a local array of sums nor keeps it in
-registers; variables with names of their own stay there.
+registers; tuples stay there, and compile faster than as many variables (2.7 s rather than 7 s for the largest tile).
 
 A slice of a factor lies in shared memory as ``[k, i]``, ``i`` along the side of the tile, so that a thread reads its
 fragment of one ``k`` with 128-bit loads. Rows are padded by one such load: a factor whose rows run along ``k`` is
 written there a column at a time, and the lanes of a warp then meet different banks. There are two buffers, one read
 while the other is filled: global loads of the next slice are issued first, kept in registers during the
-multiplications, and stored before the last of them; one barrier a slice separates the two uses of a buffer.
+multiplications, and stored before the last of them; one barrier a slice separates the two uses of a buffer. The
+fragments of the next ``k`` are read before the sums of this one are added to, across that barrier too.
 """
 
 from __future__ import annotations
