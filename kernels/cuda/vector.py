@@ -39,7 +39,8 @@ def _address(array: Any) -> int:
 
 @functools.cache
 def access(dtype: Any, lanes: int = 0) -> Access:
-    """Access to ``lanes`` elements of ``dtype``, by default 128 bits; element by element on the simulator.
+    """Access to ``lanes`` elements of ``dtype``, by default 128 bits; on the simulator element by element, at the
+    addresses a GPU demands.
 
     No index counts from the end: a negative one is an error of the caller.
     """
@@ -49,10 +50,20 @@ def access(dtype: Any, lanes: int = 0) -> Access:
 
 
 def _plain(lanes: int) -> tuple[Any, Any]:
+    def check(array, index):  # type: ignore[no-untyped-def]
+        if lanes == 1:
+            return  # every element is at a multiple of its own size
+        memory = np.asarray(array)
+        size = lanes * memory.itemsize
+        if (memory.ctypes.data + int(index) * memory.itemsize) % size:
+            raise IndexError(f"{size * 8}-bit access to element {index}, which is not at a multiple of {size} bytes")
+
     def load(array, index):  # type: ignore[no-untyped-def]
+        check(array, index)
         return tuple(array[index + k] for k in range(lanes))
 
     def store(array, index, values):  # type: ignore[no-untyped-def]
+        check(array, index)
         for k in range(lanes):
             array[index + k] = values[k]
 
