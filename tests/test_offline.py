@@ -278,3 +278,41 @@ def test_what_is_missing_is_named(capsys, tmp_path, monkeypatch):
 def test_a_filter_that_matches_nothing(tools):
     done = _python("-m", "bench", "sass", "no such kernel", "--rules", "relu")
     assert (done.returncode, done.stderr) == (2, "no kernel has a name with no such kernel in it\n")
+
+
+_ON_THE_CPU = """
+import numba, numpy as np
+import numba.cuda.extending
+numba.cuda.extending.intrinsic = numba.extending.intrinsic
+from dlcore.kernels.cuda.vector import access, outer_sum
+
+for dtype in (np.float32, np.float64):
+    for wanted in (0, 1):
+        lanes, load, store = access(dtype, wanted)
+
+        @numba.njit
+        def reverse_groups(a, out):
+            for group in range(a.size // lanes):
+                store(out, out.size - (group + 1) * lanes, load(a, group * lanes))
+
+        memory = np.arange(40, dtype=dtype)
+        first = next(i for i in range(4) if memory[i:].ctypes.data % 16 == 0)
+        a = memory[first : first + 8 * lanes]
+        out = np.zeros(40, dtype)[first:][: a.size]
+        reverse_groups(a, out)
+        print(np.array_equal(out, a.reshape(8, lanes)[::-1].ravel()))
+    outer = outer_sum(dtype, 2, 3)
+
+    @numba.njit
+    def product(sums, a, b):
+        return outer(sums, a, b)
+
+    sums, a, b = (tuple(np.array(v, dtype)) for v in ([1, 2, 3, 4, 5, 6], [10, 20], [3, 5, 7]))
+    print(product(sums, a, b) == (31, 52, 73, 64, 105, 146))
+"""
+
+
+def test_wide_access_computes_what_the_simulator_does(tools):
+    """The simulator has plain functions in its place; here the instructions themselves run, on the CPU."""
+    done = _python("-c", _ON_THE_CPU)
+    assert done.stdout.split() == ["True"] * 6, done.stdout + done.stderr

@@ -192,7 +192,7 @@ def multiply(
         made = product(out.dtype, left, right, plan.tile, wide, index, *last)
         return [Launch(made, grid, block, (*factors, *addends, y, *sizes))]
     partial = scratch(out, (plan.parts, out.size))
-    wide_parts = aligned(out, partial)
+    wide_parts = aligned(out, partial)  # the rows within a part are as long as those of out
     made = product(out.dtype, left, right, plan.tile, (*wide[:2], wide_parts), index)
     parts = partial.reshape(-1)
     wide_merge = wide[2] and wide_parts
