@@ -211,6 +211,7 @@ def test_arrays_that_are_held_are_copied_once():
         assert len(engine._replays) <= 2
     engine.release()
     assert not engine._replays
+    assert "source" not in engine._externs  # or its memory would stay in use
     engine.bind(source=first, order=order)
     engine.run("list", 1, 3, 3)
     assert (engine.read(x) == 9).all()

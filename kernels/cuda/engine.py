@@ -88,8 +88,10 @@ class Engine:
                     self._held[id(array)] = array, memory.to_device(array)
 
     def release(self) -> None:
-        """Forget the arrays that were held."""
+        """Forget the arrays that were held; what they were bound to is to be bound again."""
         if self._held:
+            copies = {id(copy) for _, copy in self._held.values()}
+            self._externs = {name: array for name, array in self._externs.items() if id(array) not in copies}
             self._held.clear()
             self._replays.clear()
 

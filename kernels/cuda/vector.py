@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 
+from .driver import address
 from .launch import SIMULATED, element
 
 BYTES = 16
@@ -28,13 +29,7 @@ class Access(NamedTuple):
 
 def aligned(*arrays: Any) -> bool:
     """Whether 128-bit access to each array may begin at its first element, and does so at every row of a matrix."""
-    return all(_address(a) % BYTES == 0 and (a.ndim < 2 or a.shape[-1] * a.dtype.itemsize % BYTES == 0) for a in arrays)
-
-
-def _address(array: Any) -> int:
-    if isinstance(array, np.ndarray):
-        return array.ctypes.data
-    return int(array.__cuda_array_interface__["data"][0])
+    return all(address(a) % BYTES == 0 and (a.ndim < 2 or a.shape[-1] * a.dtype.itemsize % BYTES == 0) for a in arrays)
 
 
 @functools.cache
