@@ -51,6 +51,7 @@ def {name}(a, b, bias, z, out, rows, columns, inner):
     left0 = warp % {warps} * {warp_rows} + group
     right0 = warp // {warps} * {warp_columns} + group
 {clear}
+{places}
     base = 0
 {stage}
     page = 0
@@ -95,30 +96,40 @@ class _Factor(NamedTuple):
         assert not rest, "a slice of the tile is not made of whole groups"
         return pieces
 
-    def _index(self, piece: int) -> list[str]:
-        e = f"(thread + {piece * self.threads})"
+    @property
+    def _per_row(self) -> int:
+        """Groups of four numbers in a row of a slice, as it lies in memory."""
         per_row = WORDS * self.numbers // 4 if self.along else self.extent // 4
-        name = self.array
-        return [f"q{name} = {e} % {per_row} * 4", f"r{name} = {e} // {per_row}"]
+        assert self.threads % per_row == 0, "the pieces of a thread lie in different columns"
+        return per_row
+
+    def places(self) -> list[str]:
+        """What does not change from slice to slice: where the first piece of a thread lies, here and there."""
+        n, row = self.array, self.extent + PAD
+        lines = [f"q{n} = thread % {self._per_row} * 4", f"r{n} = thread // {self._per_row}"]
+        if self.along:
+            lines.append(f"from_{n} = ({self.origin} + r{n}) * inner + q{n}")
+            lines.append(f"to_{n} = q{n} // {self.numbers} * {row} + r{n}")
+        else:
+            lines.append(f"from_{n} = r{n} * {self.numbers} * {self.outer} + {self.origin} + q{n}")
+            lines.append(f"to_{n} = r{n} * {row} + q{n}")
+        return lines
 
     def stage(self) -> list[str]:
         """Numbers ``{array}{piece}_{k}`` from memory, 0 beyond the edges."""
         lines, n = [], self.array
         for piece in range(self.pieces):
-            lines += self._index(piece)
+            down = piece * (self.threads // self._per_row)  # rows below the first piece
             for s in range(1 if self.along else self.numbers):
                 names = [f"{n}{piece}_{4 * s + i}" for i in range(4)]
                 if self.along:
-                    outer, inner = f"{self.origin} + r{n}", f"base + q{n}"
-                    start, steps = f"({outer}) * inner + {inner}", [f"{inner} + {i} < inner" for i in range(4)]
-                    inside = f"{outer} < {self.outer}"
+                    start = f"from_{n} + base + {down} * inner"
+                    inside = f"{self.origin} + r{n} + {down} < {self.outer}"
+                    steps = [f"base + q{n} + {i} < inner" for i in range(4)]
                 else:
-                    outer, inner = f"{self.origin} + q{n}", f"base + r{n} * {self.numbers} + {s}"
-                    start, steps = (
-                        f"({inner}) * {self.outer} + {outer}",
-                        [f"{outer} + {i} < {self.outer}" for i in range(4)],
-                    )
-                    inside = f"{inner} < inner"
+                    start = f"from_{n} + (base + {down * self.numbers + s}) * {self.outer}"
+                    inside = f"base + r{n} * {self.numbers} + {down * self.numbers + s} < inner"
+                    steps = [f"{self.origin} + q{n} + {i} < {self.outer}" for i in range(4)]
                 if self.wide:
                     lines.append(f"{', '.join(names)} = load({n}, {start}) if {inside} and {steps[0]} else zeros")
                 else:
@@ -132,15 +143,16 @@ class _Factor(NamedTuple):
         """The staged numbers as words into shared memory."""
         lines, n, row = [], self.array, self.extent + PAD
         for piece in range(self.pieces):
-            lines += self._index(piece)
+            down = piece * (self.threads // self._per_row)
             for i in range(4 // self.numbers if self.along else 4):
                 if self.along:
                     numbers = [f"{n}{piece}_{self.numbers * i + s}" for s in range(self.numbers)]
-                    target = f"(page + q{n} // {self.numbers} + {i}) * {row} + r{n}"
+                    offset = i * row + down
                 else:
                     numbers = [f"{n}{piece}_{4 * s + i}" for s in range(self.numbers)]
-                    target = f"(page + r{n}) * {row} + q{n} + {i}"
-                lines.append(f"{self.shared}[{target}] = pack({', '.join(numbers)})")
+                    offset = down * row + i
+                place = f"page * {row} + to_{n} + {offset}"
+                lines.append(f"put_word({self.shared}, {place}, (pack({', '.join(numbers)}),))")
         return lines
 
 
@@ -151,10 +163,11 @@ def _multiply(tile: Tile) -> list[str]:
     for step in range(0, WORDS, 8):
         for i in down:
             for k, (half, lower) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-                lines.append(f"x{i}{k} = left[first + {(step + 4 * half) * left_row + 16 * i + 8 * lower}]")
+                place = f"first + {(step + 4 * half) * left_row + 16 * i + 8 * lower}"
+                lines.append(f"x{i}{k} = take_word(left, {place})[0]")
         for j in across:
             for half in range(2):
-                lines.append(f"y{j}{half} = right[second + {(step + 4 * half) * right_row + 8 * j}]")
+                lines.append(f"y{j}{half} = take_word(right, second + {(step + 4 * half) * right_row + 8 * j})[0]")
         for i in down:
             for j in across:
                 sums = ", ".join(f"c{i}_{j}_{k}" for k in range(4))
@@ -174,8 +187,8 @@ def _store(tile: Tile, has_bias: bool, save_z: bool, activated: bool) -> list[st
                     lines.append("    if c < columns:")
                     lines.append(f"        v = c{i}_{j}_{2 * lower + odd}{' + bias[c]' if has_bias else ''}")
                     if save_z:
-                        lines.append("        z[r * columns + c] = v")
-                    lines.append(f"        out[r * columns + c] = {'value(v)' if activated else 'v'}")
+                        lines.append("        put(z, r * columns + c, (v,))")
+                    lines.append(f"        put(out, r * columns + c, ({'value(v)' if activated else 'v'},))")
     return lines
 
 
@@ -211,6 +224,7 @@ def product(
         words=WORDS,
         slice=WORDS * numbers,
         clear=_lines(4, [f"{c} = zero" for c in sums]),
+        places=_lines(4, left.places() + right.places()),
         stage=_lines(4, left.stage() + right.stage()),
         write=_lines(4, left.write() + right.write()),
         stage_next=_lines(12, left.stage() + right.stage()),
@@ -225,6 +239,9 @@ def product(
         "zero": zero,
         "zeros": (zero,) * 4,
         "load": access(np.float32).load,
+        "put": access(np.float32, 1).store,
+        "take_word": access(np.uint32, 1).load,
+        "put_word": access(np.uint32, 1).store,
         "pack": pack,
         "multiply": multiply,
         "value": value,

@@ -19,6 +19,13 @@ from .launch import SIMULATED, element
 BYTES = 16
 
 
+_LLVM = {
+    np.dtype(np.float32): ir.FloatType(),
+    np.dtype(np.float64): ir.DoubleType(),
+    np.dtype(np.uint32): ir.IntType(32),
+}
+
+
 class Access(NamedTuple):
     """Access to 1-d arrays of one dtype, ``lanes`` elements at once."""
 
@@ -70,7 +77,7 @@ def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
 
     kind = element(dtype)
     several = types.UniTuple(kind, lanes)
-    vector = ir.VectorType({4: ir.FloatType(), 8: ir.DoubleType()}[dtype.itemsize], lanes)
+    vector = ir.VectorType(_LLVM[dtype], lanes)
     align = lanes * dtype.itemsize
 
     def place(context, builder, signature, array, index):
