@@ -25,7 +25,12 @@ RULES = {"activation": "tanh", "loss": "mean_squared_error", "optimizer": "adam"
 # the least an instruction can do with sums over rows that come before the result is to read its inputs twice
 AT_MOST = {
     "optimizer_update": 1.0,
+    "optimizer_update_by_tensor": 1.0,
     "clip_by_global_norm": 1.0,
+    "clip_by_norm": 1.0,
+    "tensor_sums": 1.0,
+    "check_finite": 1.0,
+    "scale_loss": 1.0,
     "batch_norm_forward": 1.5,
     "batch_norm_inference": 1.0,
     "batch_norm_backward": 5 / 3,
@@ -141,16 +146,25 @@ class _Counting:
 
 
 def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
+    from dlcore.kernels.program import tensor_blocks
+
     m, n, k = size
-    letters = {"m": m, "n": n, "k": k, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3, "U": 16}
+    letters = {"m": m, "n": n, "k": k, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3, "L": 4}
+    half = m * n // 32 * 16  # tensors begin at multiples of 64 bytes
+    blocks = tensor_blocks([half, m * n - half], [0, half])
+    letters |= {"U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
     if op.rule == "optimizer":
-        letters |= {"S": len(rule.slots), "K": len(rule.parameters) + 2}
+        letters |= {"S": len(rule.slots), "K": len(rule.hyper), "V": 16 + len(rule.sums)}
     kinds = {"f": np.float32, "i": np.int64, "d": np.float64}
     rng = np.random.default_rng(0)
     result = []
     for spec in op.operands:
         values: np.ndarray = rng.uniform(0.1, 0.9, [letters[d] for d in spec.dims])
-        if spec.name == "order":
+        if spec.name in ("uniforms", "rows"):
+            values[..., 4] = 0  # no step is skipped
+        elif spec.name == "blocks":
+            values = blocks
+        elif spec.name == "order":
             values = rng.permutation(values.size)
         placed = np.empty(values.size + 4, kinds[spec.dtype])  # at a multiple of 16 bytes, as memory of a GPU
         first = -placed.ctypes.data % 16 // placed.itemsize
@@ -161,7 +175,7 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
 
 
 def _large(spec: Any) -> bool:
-    return len(spec.dims) > 1 or "P" in spec.dims
+    return (len(spec.dims) > 1 or "P" in spec.dims) and "T" not in spec.dims and "B" not in spec.dims
 
 
 def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
@@ -171,7 +185,7 @@ def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
     from dlcore.kernels.instructions import Instruction
     from dlcore.kernels.rule import find
 
-    rule = find(op.rule, RULES[op.rule]) if op.rule else None
+    rule = find(op.rule, "lamb" if op.name == "tensor_sums" else RULES[op.rule]) if op.rule else None
     operands = _operands(op, size, rule)
     launches = []
     instruction = Instruction(op, operands, rule, [0.5] * len(op.scalars))

@@ -4,7 +4,7 @@
 arrays, and ``@dlcore.activation``, ``@dlcore.loss``, ``@dlcore.optimizer`` make rules of your own that run fused.
 """
 
-from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers
+from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers, schedules
 from ._version import __version__
 from .checkpoint import load
 from .kernels import (
@@ -39,6 +39,7 @@ __all__ = [
     "metrics",
     "optimizer",
     "optimizers",
+    "schedules",
     "set_matmul_precision",
     "set_num_threads",
     "set_seed",

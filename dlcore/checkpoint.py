@@ -51,7 +51,7 @@ def save(model: Any, path: Any) -> None:
 
     model._ensure_built()
     state = model._state()
-    for transient in ("hyper", "uniforms"):
+    for transient in ("hyper", "uniforms", "tensor_blocks"):
         state.pop(transient, None)
     tensors = {name: np.ascontiguousarray(value) for name, value in state.items() if value.size}
     metadata = {"dlcore": json.dumps(describe(model))}

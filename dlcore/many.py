@@ -80,8 +80,8 @@ def fit_many(
             fleet = _Fleet([model._runner(data, batch) for model in models], batch)
             values = fleet.epoch(orders, slices, label if verbose == 1 else None, epoch + 1 == epochs)
             bad = [k for k in fleet.not_finite() if k not in reported]
-        for model, history, value in zip(models, histories, values, strict=True):
-            history.append(epoch, {**value, "learning_rate": model.optimizer.learning_rate})
+        for runner, history, value in zip(fleet.runners, histories, values, strict=True):
+            history.append(epoch, {**value, "learning_rate": runner.learning_rate()})
         if verbose == 2:
             print(f"{label}: {_describe(values)}")
         reported.update(bad)

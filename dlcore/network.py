@@ -33,12 +33,18 @@ class Plan:
     def key(self) -> tuple[Any, ...]:
         """Equal for plans whose programs are the same."""
         rule = self.optimizer.rule if self.optimizer is not None else None
-        return self.loss, self.metrics, rule, self.clipped, self.labels, self.weighted
+        return self.loss, self.metrics, rule, self.clipped, self.scaled, self.labels, self.weighted
 
     @property
-    def clipped(self) -> bool:
-        """Whether gradients are scaled to a norm. Without it, updates need not wait for all gradients."""
-        return self.optimizer is not None and self.optimizer.global_clipnorm is not None
+    def clipped(self) -> str:
+        """``"global"`` or ``"tensor"`` where gradients are scaled to a norm: updates wait for all gradients then."""
+        return "" if self.optimizer is None else self.optimizer.clipped
+
+    @property
+    def scaled(self) -> tuple[float, ...]:
+        """What the scale of the loss begins with; empty where gradients are not checked."""
+        scaler = None if self.optimizer is None else self.optimizer.scaler
+        return () if scaler is None else tuple(scaler.tolist())
 
 
 @dataclass
@@ -50,6 +56,7 @@ class Network:
     seed: Buffer
     hyper: Buffer | None = None
     output: Buffer | None = None
+    scaler: Buffer | None = None
     histories: list[str] = field(default_factory=list)
 
 
@@ -84,15 +91,17 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
         assert plan.optimizer is not None
         emitter = _Emitter(b, layers, plan, order, math.prod(sample))
         rule = plan.optimizer.rule
-        hyper = network.hyper = b.state("hyper", (len(rule.parameters) + 2,), np.float64)
+        hyper = network.hyper = b.state("hyper", (len(rule.hyper),), np.float64)
         uniforms = b.state("uniforms", (UNIFORM_HEADER + len(uniforms_of(rule)),))
-        parameters, gradients, slots = b.whole(len(rule.slots))
+        if plan.scaled:  # the name tells apart scales that were asked for, so that another one begins anew
+            name = "scaler_{:g}_{:g}".format(*plan.scaled[::2])
+            network.scaler = emitter.scaler = b.state(name, (len(plan.scaled),), np.float64)
+            b.program.constants[network.scaler] = np.array(plan.scaled)
+        whole = b.whole(len(rule.slots))
         network.histories = ["loss", *(metric.name for metric in plan.metrics)]
         b.emit("optimizer_begin", hyper, network.step, uniforms, rule=rule)
         emitter.pass_over(gather(), training=True)
-        if plan.clipped:
-            b.emit("clip_by_global_norm", gradients, hyper, uniforms)
-        b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
+        _emit_update(b, plan, network, whole, uniforms)
         b.finish("train")
         emitter.pass_over(gather(), training=False)
         b.finish("test")
@@ -104,6 +113,27 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
     return network
 
 
+def _emit_update(b: Builder, plan: Plan, network: Network, whole: tuple[Buffer, Buffer, Buffer], uniforms: Any) -> None:
+    """Check, clip and update: one pass over all parameters, or two where tensors are looked at as a whole."""
+    assert plan.optimizer is not None
+    parameters, gradients, slots = whole
+    rule, count = plan.optimizer.rule, uniforms.shape[0]
+    if network.scaler is not None:
+        b.emit("check_finite", gradients, network.scaler, network.step, uniforms)
+    if plan.clipped == "global":
+        b.emit("clip_by_global_norm", gradients, network.hyper, uniforms)
+    if not rule.sums and plan.clipped != "tensor":
+        b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
+        return
+    blocks, tensors = b.blocks()
+    rows = b.work("tensor_rows", (tensors, count + len(rule.sums)))
+    if rule.sums:
+        b.emit("tensor_sums", parameters, gradients, slots, uniforms, blocks, rows, rule=rule)
+    else:
+        b.emit("clip_by_norm", gradients, network.hyper, uniforms, blocks, rows)
+    b.emit("optimizer_update_by_tensor", parameters, gradients, slots, rows, blocks, rule=rule)
+
+
 class _Emitter:
     """Emits one pass over a mini-batch: forward, loss, metrics, their records, and in training the gradients."""
 
@@ -113,6 +143,7 @@ class _Emitter:
         self.absorbed = _absorbs(plan, layers[-1])
         self.layers = [*layers[:-1], layers[-1].without_activation()] if self.absorbed else list(layers)
         self.logits = self.absorbed or self.loss.from_logits
+        self.scaler: Buffer | None = None
 
     def pass_over(self, x: Any, training: bool) -> None:
         b = self.b
@@ -128,6 +159,8 @@ class _Emitter:
         self.emit_metrics(x, target)
         if not training:
             return
+        if self.scaler is not None:
+            b.emit("scale_loss", gradient, self.scaler)
         last = self.first_trainable()
         for number in range(len(self.layers) - 1, last - 1, -1):
             gradient = backwards[number][0](gradient, number > last)

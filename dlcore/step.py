@@ -26,7 +26,7 @@ class Step:
         from .kernels.cpu.checks import within
 
         self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
-        self.clipped = self.optimizer.global_clipnorm is not None
+        self.rule, self.clipped = self.optimizer.rule, self.optimizer.clipped
         self.hyper = self.engine.array(model._network.hyper)
         self.x_dtype, self.y_shape, self.y_dtype = x.dtype, y.shape, y.dtype
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
@@ -64,7 +64,8 @@ class Step:
             or not x.flags.c_contiguous
             or not y.flags.c_contiguous
             or self.engine.memory is not self.memory
-            or (self.optimizer.global_clipnorm is not None) is not self.clipped
+            or self.optimizer.rule is not self.rule
+            or self.optimizer.clipped != self.clipped
         ):
             return None
         if self.matrix is not None:

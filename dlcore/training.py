@@ -111,6 +111,7 @@ class Runner:
         batches = -(-self.count // batch)
         self.bind(order, batches)
         if name == "train":
+            self.optimizer.steps_per_epoch = batches
             self.engine.write(self.network.hyper, self.optimizer.hyper())
         return batches
 
@@ -128,6 +129,17 @@ class Runner:
         rows[-1] = min(batch, self.count - (done - 1) * batch)
         share = rows / rows.sum()
         return {name: float(share @ self.engine.fetch(f"history_{name}")[:done]) for name in self.network.histories}
+
+    def learning_rate(self) -> float:
+        """The learning rate of the last step."""
+        if self.optimizer.schedule is None:
+            return self.optimizer.learning_rate
+        return self.optimizer.rate_at(max(1, int(self.engine.read(self.network.step)[0])))
+
+    def skipped_steps(self) -> float:
+        """How many steps were skipped so far because a gradient was not finite."""
+        assert self.network.scaler is not None
+        return float(self.engine.read(self.network.scaler)[3])
 
     def first_not_finite(self) -> int | None:
         """The number of the first mini-batch whose loss is NaN or infinite; None if there is none."""
@@ -201,7 +213,9 @@ def fit(
         finally:
             if bar is not None:
                 bar.close()
-        values["learning_rate"] = model.optimizer.learning_rate
+        values["learning_rate"] = runner.learning_rate()
+        if runner.network.scaler is not None:
+            values["skipped_steps"] = runner.skipped_steps()
         history.append(epoch, values)
         if verbose == 2:
             print(f"epoch {epoch + 1}/{epochs.stop}: {describe(values)}")

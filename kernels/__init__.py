@@ -11,7 +11,7 @@ array([[2., 2., 2., 2.],
 if __name__ != "dlcore.kernels":
     raise ImportError(f"this package is dlcore.kernels and was imported as {__name__!r}; use 'import dlcore.kernels'")
 
-from . import activations, losses, optimizers  # noqa: F401  the built-in rules register themselves
+from . import activations, check, layerwise, losses, optimizers, schedules  # noqa: F401  the built-in rules register themselves
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
@@ -41,6 +41,8 @@ from .rule import Activation as ActivationRule
 from .rule import Loss as LossRule
 from .rule import Optimizer as OptimizerRule
 from .rule import RuleError, activation, find, loss, optimizer
+from .schedules import Schedule as ScheduleRule
+from .schedules import schedule
 
 __all__ = [
     "ROWS",
@@ -53,6 +55,7 @@ __all__ = [
     "OptimizerRule",
     "Program",
     "RuleError",
+    "ScheduleRule",
     "ShapeError",
     "activation",
     "activation_backward",
@@ -76,6 +79,7 @@ __all__ = [
     "optimizer",
     "optimizer_update",
     "resolve",
+    "schedule",
     "set_matmul_precision",
     "set_num_threads",
     "softmax",

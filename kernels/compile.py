@@ -18,11 +18,13 @@ from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaError
 
 from . import cache, mathfn
-from .lowering import Lowered, lower, lower_uniforms
+from .lowering import lower, lower_schedule, lower_uniforms
 from .native import VIEWS
+from .rewriting import Lowered, select_max, select_min
 from .rule import ON_REGISTER, Optimizer, Rule, RuleError
 
 OPTIONS = mathfn.CPU_OPTIONS
+_SUMMING = {"fastmath": OPTIONS["fastmath"] | {"reassoc"}}  # sums of a strip are vectors then
 _CALLBACK_OPTIONS = {key: value for key, value in OPTIONS.items() if key != "nogil"}
 
 
@@ -109,9 +111,9 @@ def native(function: Any, signature: Any, options: dict[str, Any] | None = None)
     return dispatcher
 
 
-def callback(function: Any, signature: Any) -> CFunc:
+def callback(function: Any, signature: Any, options: dict[str, Any] | None = None) -> CFunc:
     """``function`` as a C function with an address."""
-    compiled = CFunc(function, (signature.args, signature.return_type), {}, _CALLBACK_OPTIONS)
+    compiled = CFunc(function, (signature.args, signature.return_type), {}, {**_CALLBACK_OPTIONS, **(options or {})})
     vars(compiled)["_cache"] = place = cache.CallbackCache(function)
     _announce(function, place)
     with _counted(function.__name__, lambda: compiled.cache_hits):
@@ -173,27 +175,60 @@ _UPDATE = """
 def {name}(w_, g_, s_, stride, u_, n):
     w = view(w_, n)
     g = view(g_, n)
-    u = view(u_, {uniforms} + 3)
+    u = view(u_, {count})
+    if u[4] != 0:
+        return
     scale = u[0]
     l2 = u[1]
     keep = u[2]
+    limit = u[3]
 {load}
     for i in range(w.size):
         x = w[i]
-        {results} = update(x * keep, g[i] * scale + l2 * x{slots}{arguments})
+        {results} = update(x * keep, {gradient}{slots}{arguments})
+"""
+
+_SUMMANDS = """
+def {name}(w_, g_, s_, stride, u_, n, out_):
+    w = view(w_, n)
+    g = view(g_, n)
+    u = view(u_, {count})
+    scale = u[0]
+    l2 = u[1]
+    keep = u[2]
+    limit = u[3]
+{load}
+    {totals} = 0.0
+    for i in range(w.size):
+        x = w[i]
+        {results} = summands(x * keep, {gradient}{slots}{arguments})
+{add}
+    out = view_double(out_, {sums})
+{store}
 """
 
 _BEGIN = """
 def {name}(hyper, step, u):
     step[0] += 1
-    out = np.empty({size}, np.float64)
-    uniforms(hyper, float(step[0]), out)
+    t = float(step[0])
+    now = hyper
+{schedule}
+    out = {room}
+    uniforms(now, t, out)
     u[0] = 1.0
     u[1] = {l2}
     u[2] = {keep}
-    for i in range({uniforms}):
-        u[3 + i] = out[i]
+    u[3] = {limit}
+    u[4] = 0.0
+    for i in range({count}):
+        u[{header} + i] = out[i]
 """
+
+_SCHEDULE = """\
+    now = {room}
+    for i in range({count}):
+        now[i] = hyper[i]
+    now[{rate}] = schedule(hyper, hyper[{rate}], math.ceil(t / hyper[{per}]))"""
 
 _I = types.int64
 _F = types.float64
@@ -202,40 +237,72 @@ STRIP_SIGNATURES = {
     "slope": types.void(_I, _I, _I, _I, _I),
     "loss": types.float64(_I, _I, _I, _I, _F),
     "update": types.void(_I, _I, _I, _I, _I, _I),
+    "summands": types.void(_I, _I, _I, _I, _I, _I, _I),
 }
-UNIFORM_HEADER = 3  # gradient scale, L2 coefficient, weight factor of decoupled decay
+# gradient scale, L2 coefficient, weight factor of decoupled decay, largest element of a gradient, whether to skip
+UNIFORM_HEADER = 5
 
 
-def update_text(rule: Optimizer, uniforms: list[str], name: str) -> str:
-    """The strip of an optimizer: state read once, written once, clipping and weight decay on the way."""
-    states = range(len(rule.slots))
-    return _UPDATE.format(
-        name=name,
-        uniforms=len(uniforms),
-        load="\n".join(
-            [f"    s{k} = view(s_ + {k} * stride, n)" for k in states]
-            + [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(uniforms))]
-        ),
-        results=", ".join(["w[i]", *[f"s{k}[i]" for k in states]]),
-        slots="".join(f", s{k}[i]" for k in states),
-        arguments="".join(f", u{k}" for k in range(len(uniforms))),
-    )
+def gradient_text(rule: Optimizer, g: str, w: str) -> str:
+    """The gradient as a rule sees it: scaled, clipped by value (NaN stays), with the L2 term of the weights."""
+    scaled = f"{g} * scale"
+    if rule.limited:
+        scaled = f"select_min(select_max({scaled}, -limit), limit)"
+    return f"{scaled} + l2 * {w}"
 
 
-def decay_terms(rule: Optimizer) -> tuple[str, str]:
-    """The L2 coefficient and the factor on the weights, as expressions of ``hyper``.
+def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> str:
+    """The strip of an optimizer: state read once, written once, clipping and weight decay on the way.
 
-    Coupled decay adds ``weight_decay * w`` to the gradient; decoupled decay takes ``rate * weight_decay * w`` from w.
+    Sums over the tensor lie behind the uniforms, where there are any.
     """
-    decay = f"hyper[{len(rule.parameters)}]"
-    rate = f"hyper[{list(rule.parameters).index(rule.rate)}]"
-    return ("0.0", f"1.0 - {rate} * {decay}") if rule.decoupled else (decay, "1.0")
+    states, sums = range(len(rule.slots)), range(len(rule.sums))
+    given = [f"s{k}[i]" for k in states]
+    load = [f"    s{k} = view(s_ + {k} * stride, n)" for k in states]
+    load += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(uniforms))]
+    count = UNIFORM_HEADER + len(uniforms)
+    texts = {"gradient": gradient_text(rule, "g[i]", "x"), "name": name}
+    texts["arguments"] = "".join(f", u{k}" for k in range(len(uniforms)))
+    if part == "summands":
+        texts |= {"slots": "".join(f", {s}" for s in given), "load": "\n".join(load), "sums": str(len(sums))}
+        texts |= {"totals": " = ".join(f"total{k}" for k in sums), "results": "".join(f"q{k}, " for k in sums)}
+        texts["add"] = "\n".join(f"        total{k} += float(q{k})" for k in sums)
+        texts["store"] = "\n".join(f"    out[{k}] = total{k}" for k in sums)
+        if len(sums) == 1:
+            texts["results"] = "q0"
+        return _SUMMANDS.format(count=count, **texts)
+    load += [f"    q{k} = u[{count + k}]" for k in sums]
+    texts |= {"slots": "".join(f", {s}" for s in [*given, *(f"q{k}" for k in sums)]), "load": "\n".join(load)}
+    return _UPDATE.format(count=count + len(sums), results=", ".join(["w[i]", *given]), **texts)
 
 
-def begin_text(rule: Optimizer, uniforms: list[str], name: str) -> str:
-    """The function that counts the step and computes its uniforms; it runs once, in float64."""
-    l2, keep = decay_terms(rule)
-    return _BEGIN.format(name=name, size=max(1, len(uniforms)), uniforms=len(uniforms), l2=l2, keep=keep)
+def begin_text(rule: Optimizer, uniforms: list[str], room: str) -> str:
+    """The function that counts the step and computes its uniforms; it runs once, in float64.
+
+    ``room`` makes an array of ``{}`` numbers. Coupled decay adds ``weight_decay * w`` to the gradient; decoupled decay
+    takes ``rate * weight_decay * w`` from w.
+    """
+    place = rule.hyper.index
+    rate, decay = place(rule.rate), f"hyper[{place('weight_decay')}]"
+    l2, keep = ("0.0", f"1.0 - now[{rate}] * {decay}") if rule.decoupled else (decay, "1.0")
+    schedule = ""
+    if rule.schedule is not None:
+        count = len(rule.parameters)
+        schedule = _SCHEDULE.format(room=room.format(count), count=count, rate=rate, per=place("steps_per_epoch"))
+    return _BEGIN.format(
+        name="optimizer_begin", room=room.format(max(1, len(uniforms))), schedule=schedule, l2=l2, keep=keep,
+        limit=f"hyper[{place('clip_value')}]" if rule.limited else "0.0",
+        count=len(uniforms), header=UNIFORM_HEADER,
+    )  # fmt: skip
+
+
+def begin_functions(rule: Optimizer, uniforms: list[str], backend: Any) -> dict[str, Lowered]:
+    """What the text of :func:`begin_text` calls."""
+    functions = {"uniforms": lower_uniforms(rule, uniforms, backend)}
+    if rule.schedule is not None:
+        first = rule.hyper.index("steps_per_epoch") + 1
+        functions["schedule"] = lower_schedule(rule.schedule, first, backend)
+    return functions
 
 
 def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:
@@ -245,8 +312,11 @@ def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:
 _compiled: dict[Any, Any] = {}
 
 
-def _key(rule: Rule, part: str, dtype: Any) -> tuple[Any, ...]:
-    return (rule.main, getattr(rule, "slope", None), tuple(rule.parameters.items()), part, np.dtype(dtype))
+def form_of(rule: Any) -> tuple[Any, ...]:
+    """Equal for rules that compile to the same."""
+    if rule.kind == "optimizer":
+        return tuple(rule.form)
+    return rule.main, rule.slope, tuple(rule.parameters.items())
 
 
 @contextmanager
@@ -262,22 +332,24 @@ def _reporting(rule: Rule) -> Iterator[None]:
 
 def strip(rule: Any, part: str, dtype: Any) -> CFunc:
     """The native strip of ``rule``: part ``value``, ``slope`` (activations), ``loss`` or ``update``."""
-    key = _key(rule, part, dtype)
+    key = (*form_of(rule), part, np.dtype(dtype))
     if key not in _compiled:
         dtype = np.dtype(dtype)
         name = _readable(rule, part, dtype)
         scope: dict[str, Any] = {"view": VIEWS[dtype][1], "number": dtype.type}
         with _reporting(rule):
-            if part == "update":
-                lowered = {"update": lower(rule, "update", dtype, CPU)}
-                text = update_text(rule, lowered["update"].uniforms, name)
+            if part in ("update", "summands"):
+                lowered = {part: lower(rule, part, dtype, CPU)}
+                text = strip_text(rule, part, lowered[part].uniforms, name)
+                scope["view_double"] = VIEWS[np.dtype(np.float64)][1]
+                scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
             else:
                 names = ("value", "slope") if part == "loss" else (part,)
                 lowered = {n: lower(rule, n, dtype, CPU) for n in names}
                 text = _STRIPS[part].format(name=name)
             scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
             function = make(text, name, scope, *(low.text for low in lowered.values()))
-            _compiled[key] = callback(function, STRIP_SIGNATURES[part])
+            _compiled[key] = callback(function, STRIP_SIGNATURES[part], _SUMMING if part == "summands" else None)
     return _compiled[key]
 
 
@@ -287,15 +359,17 @@ def uniforms_of(rule: Optimizer) -> list[str]:
     return lower(rule, "update", np.float32, CPU).uniforms
 
 
-def begin(rule: Optimizer, dtype: Any) -> tuple[str, Lowered]:
-    """Text and lowered uniforms of ``optimizer_begin`` for the CPU."""
+def begin(rule: Optimizer) -> tuple[str, dict[str, Lowered]]:
+    """Text of ``optimizer_begin`` for the CPU, and the functions it calls."""
     sources = uniforms_of(rule)
-    return begin_text(rule, sources, "optimizer_begin"), lower_uniforms(rule, sources, CPU)
+    return begin_text(rule, sources, "np.empty({}, np.float64)"), begin_functions(rule, sources, CPU)
 
 
 def _trial(rule: Any) -> None:
     """Compile a new rule at once, so that a mistake shows where the rule is written."""
     parts = {"activation": ("value", "slope"), "loss": ("loss",), "optimizer": ("update",)}[rule.kind]
+    if getattr(rule, "sums", ()):
+        parts = ("update", "summands")
     for part in parts:
         strip(rule, part, np.float32)
 

@@ -112,13 +112,23 @@ _LIST = [
     declare("binary_accuracy", "score:mn target:mn >hit:m",
         "hit = mean_j of [score_j > threshold] = [target_j > 1/2]", scalars="threshold"),
     declare("record", "value:m +history:H[d]", "history[index] = mean over rows of value, in float64"),
-    # -- optimizer, over all parameters at once; uniforms[0] scales the gradient
+    # -- optimizer, over all parameters at once. uniforms: see compile.UNIFORM_HEADER; blocks: see Program.blocks
     declare("optimizer_begin", "hyper:K[d] +step:Q[i] >uniforms:U",
-        "step += 1; the expressions of the hyper-parameters alone, in float64", rule="optimizer"),
+        "step += 1; the schedule, and the expressions of the hyper-parameters alone, in float64", rule="optimizer"),
+    declare("scale_loss", "+dz:mn scaler:L[d]", "dz *= scaler[0]: the gradient of a loss that is as many times larger"),
+    declare("check_finite", "g:P +scaler:L[d] +step:Q[i] +uniforms:U",
+        "uniforms[0] = 1 / scaler[0]; where g is not finite, uniforms[4] = 1 (skip) and step -= 1; the scale moves"),
     declare("clip_by_global_norm", "g:P hyper:K[d] +uniforms:U",
-        "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1"),
+        "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0"),
+    declare("clip_by_norm", "g:P hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
+        "rows[t] = uniforms, with rows[t][0] *= c / max(c, ||rows[t][0] g_t||) for every tensor, c = hyper[-1] > 0"),
+    declare("tensor_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >rows:TV",
+        "rows[t] = uniforms, and behind them the sums over tensor t of summands(w, scale * g + l2 * w, slots)",
+        rule="optimizer"),
     declare("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
         rule="optimizer"),
+    declare("optimizer_update_by_tensor", "+w:P g:P +slots:SP rows:TV blocks:Bt[i]",
+        "the same, with the uniforms and sums of the tensor of each element", rule="optimizer"),
 ]
 # fmt: on
 

@@ -85,6 +85,7 @@ call_product = _call("v", "i" * 14)  # a matrix product: see cpu/gemm.py
 call_row = _call("v", "i" * 7)  # a product with one row: (a, b, b_row, c, k, n, bias)
 call_pack = _call("v", "iiiii")  # (source, row, target, k, columns)
 call_update = _call("v", "iiiiii")  # optimizer: (w, g, slots, stride, uniforms, n)
+call_summands = _call("v", "iiiiiii")  # optimizer: (w, g, slots, stride, uniforms, n, sums)
 
 
 @intrinsic

@@ -328,7 +328,8 @@ def optimizer_update(
 
     ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step; where
     there are more than two, the CPU copies them there and back. The gradient is scaled to a norm of at most
-    ``clip_norm`` (0: not at all). ``values`` override the rule's parameters.
+    ``clip_norm`` (0: not at all). Rules that look at a tensor as a whole take ``w`` as one. ``values`` override the
+    rule's parameters.
     """
     rule = find("optimizer", rule)
     assert isinstance(rule, Optimizer)
@@ -359,11 +360,12 @@ def optimizer_update(
         raise ShapeError(f"g is {gradient.dtype}; expected {w.dtype}, the dtype of w")
     if not w.size:
         return
-    if backend is _Cpu and len(slots) <= 2 and all(slot.flags.carray for slot in slots):
+    if backend is _Cpu and len(slots) <= 2 and not rule.sums and all(slot.flags.carray for slot in slots):
         eager.new_update(rule, w, clipped)((w, gradient, *slots), step, settings)
         return
     parameters = [*(rule.parameters | values).values()]
     from .compile import UNIFORM_HEADER, uniforms_of
+    from .program import tensor_blocks
 
     gradient = gradient.ravel()
     hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
@@ -375,7 +377,13 @@ def optimizer_update(
     backend.run("optimizer_begin", [hyper, count, uniforms], rule)
     if clip_norm > 0:
         backend.run("clip_by_global_norm", [gradient, hyper, uniforms])
-    backend.run("optimizer_update", [w.ravel(), gradient, state, uniforms], rule)
+    if rule.sums:
+        blocks = backend.contiguous(tensor_blocks([w.size], [0]))
+        rows = backend.empty((1, uniforms.size + len(rule.sums)), w.dtype)
+        backend.run("tensor_sums", [w.ravel(), gradient, state, uniforms, blocks, rows], rule)
+        backend.run("optimizer_update_by_tensor", [w.ravel(), gradient, state, rows, blocks], rule)
+    else:
+        backend.run("optimizer_update", [w.ravel(), gradient, state, uniforms], rule)
     for row, slot in zip(state, slots, strict=True):
         slot[...] = row.reshape(slot.shape)
 

@@ -39,6 +39,21 @@ class Extern(Buffer):
     """An array that lives outside the arena and is bound when the program runs: data, labels, order, histories."""
 
 
+TENSOR_BLOCK = 4096  # elements of a tensor that one thread, or one block of a GPU, takes
+
+
+def tensor_blocks(sizes: Sequence[int], starts: Sequence[int]) -> np.ndarray:
+    """Rows ``(first, last, tensor)``: tensors that begin at ``starts`` of a vector, cut into blocks."""
+    return np.array(
+        [
+            (first, min(first + TENSOR_BLOCK, start + size), tensor)
+            for tensor, (size, start) in enumerate(zip(sizes, starts, strict=True))
+            for first in range(start, start + size, TENSOR_BLOCK)
+        ],
+        np.int64,
+    ).reshape(-1, 3)
+
+
 def _padded(elements: int, dtype: np.dtype) -> int:
     unit = ALIGNMENT // dtype.itemsize
     return -(-elements // unit) * unit
@@ -55,6 +70,7 @@ class Program:
         self.parameters: Buffer | None = None  # all trainable parameters as one vector, with their padding
         self.gradients: Buffer | None = None
         self.slots: Buffer | None = None
+        self.constants: dict[Buffer, np.ndarray] = {}  # what an engine writes before anything runs
 
     def layout(self, rows: int) -> tuple[dict[Buffer, int], int, int]:
         """Byte offset of each buffer for mini-batches of up to ``rows`` rows, where "work" starts, and the total."""
@@ -164,6 +180,18 @@ class Builder:
         program.gradients = Buffer("gradients", (size,), self.dtype, "gradient", -1)
         program.slots = Buffer("slots", (slots, size), self.dtype, "slot", -1)
         return program.parameters, program.gradients, program.slots
+
+    def blocks(self) -> tuple[Buffer, int]:
+        """The blocks of all parameters (see :func:`tensor_blocks`) as a buffer, and the number of tensors."""
+        sizes, starts, cursor = [], [], 0
+        for b in self.program.buffers["parameter"]:
+            sizes.append(b.elements(1))
+            starts.append(cursor)
+            cursor += _padded(b.elements(1), b.dtype)
+        table = tensor_blocks(sizes, starts)
+        buffer = self.state("tensor_blocks", table.shape, np.int64)
+        self.program.constants[buffer] = table
+        return buffer, len(sizes)
 
     def emit(self, op: str, *operands: Any, rule: Any = None, **scalars: float) -> None:
         """Append an instruction to the current list."""

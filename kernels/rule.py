@@ -21,8 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
-
 
 class RuleError(ValueError):
     """A rule that is wrong: its signature, its derivative, or something in it that no backend can compile."""
@@ -33,7 +31,7 @@ def _where(function: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
         raise RuleError(f"{function.__name__} ({_where(function)}): a rule takes plain positional arguments")
@@ -43,7 +41,7 @@ def _arguments(function: Callable[..., Any]) -> tuple[str, ...]:
 def _expect(function: Callable[..., Any], symbols: str, parameters: dict[str, float]) -> None:
     """Raise unless ``function`` takes one argument for each of ``symbols``, and ``h`` if it has parameters."""
     count = len(symbols.split()) + bool(parameters)
-    got = _arguments(function)
+    got = arguments_of(function)
     if len(got) != count:
         expected = ", ".join([*symbols.split(), *(["h"] if parameters else [])])
         raise RuleError(f"{function.__name__} ({_where(function)}) takes ({', '.join(got)}); expected ({expected})")
@@ -67,6 +65,13 @@ class Rule:
     def main(self) -> Callable[..., Any]:
         """The function that was decorated."""
         raise NotImplementedError
+
+    @property
+    def lacks(self) -> str:
+        """What is still to be attached: ``"derivative"``, ``"tensor sums"``, or nothing."""
+        if getattr(self, "sums", ()):
+            return "" if self.summands is not None else "tensor sums"  # type: ignore[attr-defined]
+        return "derivative" if getattr(self, "slope", self) is None else ""
 
     @property
     def where(self) -> str:
@@ -143,15 +148,21 @@ class Loss(Rule):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Optimizer(Rule):
-    """One element's update ``(w, g, *slots, h) -> (w, *slots)``.
+    """One element's update ``(w, g, *slots, *sums, h) -> (w, *slots)``.
 
     ``h.t`` is the number of the step, counted from 1. Whatever depends on ``h`` alone is computed once a step, in
-    float64. ``decoupled`` makes weight decay act on the weights (AdamW) and not on the gradient (L2).
+    float64. ``decoupled`` makes weight decay act on the weights (AdamW) and not on the gradient (L2). ``sums`` are what
+    ``summands(w, g, *slots, h)`` adds up to over the tensor the element belongs to. ``limited`` clips the gradient by
+    value, and ``schedule`` changes the learning rate from step to step.
     """
 
     update: Callable[..., Any] = None  # type: ignore[assignment]
     slots: tuple[str, ...] = ()
     decoupled: bool = False
+    sums: tuple[str, ...] = ()
+    summands: Callable[..., Any] | None = None
+    limited: bool = False
+    schedule: Any = None
 
     kind: ClassVar[str] = "optimizer"
 
@@ -169,24 +180,43 @@ class Optimizer(Rule):
         """The name of the parameter that is the learning rate: ``learning_rate`` or ``lr``."""
         return "lr" if "lr" in self.parameters else "learning_rate"
 
+    @property
+    def hyper(self) -> tuple[str, ...]:
+        """The numbers that kernels read, in their order."""
+        limit = ("clip_value",) if self.limited else ()
+        schedule = () if self.schedule is None else ("steps_per_epoch", *self.schedule.parameters)
+        return (*self.parameters, "weight_decay", *limit, *schedule, "clip_norm")
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """Equal for rules that are one kernel: those that differ in values only."""
+        schedule = None if self.schedule is None else (self.schedule.main, tuple(self.schedule.parameters))
+        return self.update, self.summands, tuple(self.parameters), self.decoupled, self.limited, schedule
+
+    def tensor_sums(self, function: Callable[..., Any]) -> Optimizer:
+        """Attach ``summands``, one value for each of ``sums``, and register the rule."""
+        _expect(function, " ".join(("w g", *self.slots)), self.parameters)
+        if arguments_of(function)[-1] != arguments_of(self.update)[-1]:
+            raise RuleError(f"{self.label}: its two functions must call their last argument alike")
+        return _complete(self, summands=function)
+
 
 REGISTRY: dict[str, dict[str, Any]] = {"activation": {}, "loss": {}, "optimizer": {}}
 
 # What calling an optimizer rule makes; the layer API puts its own Optimizer here.
 CONFIGURE: list[Callable[..., Any]] = [lambda rule, **values: rule.variant(**values)]
 
-# Called with each rule that is defined outside this package; compile.py adds the trial compilation here.
+# Called with each rule that is defined outside this package: its check (check.py), a trial compilation (compile.py).
 ON_REGISTER: list[Callable[[Any], None]] = []
 
 
-def _builtin(rule: Rule) -> bool:
+def builtin(rule: Rule) -> bool:
     return rule.main.__module__.startswith("dlcore.kernels.")
 
 
 def _complete(rule: Any, **changes: Any) -> Any:
     rule = replace(rule, **changes)
-    if not _builtin(rule):  # the tests do this for those of the package, so that importing it costs nothing
-        check(rule)
+    if not builtin(rule):  # the tests do this for those of the package, so that importing it costs nothing
         for hook in ON_REGISTER:
             hook(rule)
     return register(rule)
@@ -195,7 +225,7 @@ def _complete(rule: Any, **changes: Any) -> Any:
 def register(rule: Any) -> Any:
     """Enter ``rule`` under its name. A built-in name cannot be taken; a user's own may be redefined."""
     known = REGISTRY[rule.kind].get(rule.name)
-    if known is not None and _builtin(known) and not _builtin(rule):
+    if known is not None and builtin(known) and not builtin(rule):
         raise RuleError(f"{rule.label}: the name {rule.name!r} belongs to a built-in {rule.kind}")
     REGISTRY[rule.kind][rule.name] = rule
     return rule
@@ -206,11 +236,12 @@ def find(kind: str, name: Any) -> Any:
     if isinstance(name, Rule):
         if name.kind != kind:
             raise RuleError(f"expected an {kind}, got {name!r}")
-        if isinstance(name, (Activation, Loss)) and name.slope is None:
+        lacks = name.lacks
+        if lacks:
             complete = REGISTRY[kind].get(name.name)  # ``@rule.derivative`` completed it after ``rule`` was bound
             if complete is not None and complete.main is name.main:
                 return complete
-            raise RuleError(f"{name.label} has no derivative; add one with @{name.name}.derivative")
+            raise RuleError(f"{name.label} has no {lacks}; add one with @{name.name}.{lacks.replace(' ', '_')}")
         return name
     table = REGISTRY[kind]
     if not isinstance(name, str):
@@ -220,7 +251,7 @@ def find(kind: str, name: Any) -> Any:
     return table[name]
 
 
-def _numbers(parameters: dict[str, Any], kind: str) -> dict[str, float]:
+def numbers_of(parameters: dict[str, Any], kind: str) -> dict[str, float]:
     for key, value in parameters.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RuleError(f"{kind} parameter {key} must be a number, got {value!r}")
@@ -233,7 +264,7 @@ def activation(function: Any = None, /, **parameters: float) -> Any:
     The rule is registered when its derivative follows, ``@name.derivative``. Raises :class:`RuleError` on a wrong
     signature.
     """
-    numbers = _numbers(parameters, "activation")
+    numbers = numbers_of(parameters, "activation")
 
     def wrap(function: Callable[..., Any]) -> Activation:
         _expect(function, "z", numbers)
@@ -251,7 +282,7 @@ def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "rea
         raise RuleError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
     if domain not in ("real", "probability"):
         raise RuleError(f"domain must be 'real' or 'probability', got {domain!r}")
-    numbers = _numbers(parameters, "loss")
+    numbers = numbers_of(parameters, "loss")
 
     def wrap(function: Callable[..., Any]) -> Loss:
         _expect(function, "p y", numbers)
@@ -261,30 +292,44 @@ def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "rea
 
 
 def optimizer(
-    function: Any = None, /, *, slots: int | None = None, decoupled: bool = False, **parameters: float
+    function: Any = None, /, *, slots: int | None = None, sums: str = "", decoupled: bool = False, **parameters: float
 ) -> Any:
-    """Make an optimizer of one element's update ``(w, g, *slots, h) -> (w, *slots)``.
+    """Make an optimizer of one element's update ``(w, g, *slots, *sums, h) -> (w, *slots)``.
 
     The slots start at zero; their number follows from the arguments, and ``slots`` only states it. The keyword
     arguments are the hyper-parameters with their defaults, read as ``h.name``; one is ``learning_rate`` or ``lr``.
+
+    ``sums`` names arguments that are sums over the tensor of the element (a layer's kernel, a bias). What is summed
+    follows, and completes the rule::
+
+        @optimizer(sums="w2 g2", learning_rate=0.01)
+        def normalised(w, g, w2, g2, h):
+            return w - h.learning_rate * sqrt(w2 / g2) * g
+
+        @normalised.tensor_sums
+        def _(w, g, h):
+            return w * w, g * g
     """
-    numbers = _numbers(parameters, "optimizer")
+    summed = tuple(sums.split())
+    numbers = numbers_of(parameters, "optimizer")
 
     def wrap(function: Callable[..., Any]) -> Optimizer:
-        arguments = _arguments(function)
+        arguments = arguments_of(function)
         place = f"optimizer {function.__name__!r} ({_where(function)})"
         if len(arguments) < 3:
             raise RuleError(f"{place} takes ({', '.join(arguments)}); expected (w, g, *slots, h)")
-        names = arguments[2:-1]
+        names = arguments[2 : -1 - len(summed)]
+        if arguments[2 + len(names) : -1] != summed:
+            raise RuleError(f"{place} takes ({', '.join(arguments)}); expected (w, g, *slots, {', '.join(summed)}, h)")
         if slots is not None and slots != len(names):
             raise RuleError(f"{place} says slots={slots} and takes {len(names)}: {', '.join(names) or 'none'}")
         if not {"learning_rate", "lr"} & set(numbers):
             raise RuleError(f"{place} needs a learning_rate (or lr) among its parameters")
-        for reserved in ("t", "weight_decay", "clip_norm"):
+        for reserved in ("t", "weight_decay", "clip_value", "clip_norm", "steps_per_epoch"):
             if reserved in numbers:
                 raise RuleError(f"{place}: {reserved} is given by the skeleton; it cannot be a parameter")
-        rule = Optimizer(function.__name__, numbers, update=function, slots=names, decoupled=decoupled)
-        return _complete(rule)
+        rule = Optimizer(function.__name__, numbers, update=function, slots=names, decoupled=decoupled, sums=summed)
+        return rule if summed else _complete(rule)
 
     return wrap(function) if function is not None else wrap
 
@@ -301,71 +346,3 @@ def _reads(function: Callable[..., Any], position: int) -> bool:
         if value == name or (isinstance(value, tuple) and name in value):
             return True
     return False
-
-
-# ---------------------------------------------------------------------------------------------- checks
-
-# Spread without round numbers, so that no kink (0, 1, 3, 6, ...) of the usual rules is hit exactly.
-_REAL = np.linspace(-5.7, 5.9, 41) + 0.0137
-_PROBABILITY = np.linspace(0.0411, 0.9571, 21)
-_STEP = 1e-3
-_AGREEMENT = 1e-6
-
-
-def differences(function: Callable[[float], float], z: float) -> tuple[float, bool]:
-    """The derivative of ``function`` at ``z`` by 4-point differences, and whether it is smooth there."""
-    h = _STEP * max(1.0, abs(z))
-    f = [float(function(z + k * h)) for k in (-2, -1, 0, 1, 2)]
-    central = (f[0] - 8 * f[1] + 8 * f[3] - f[4]) / (12 * h)
-    left, right = (3 * f[2] - 4 * f[1] + f[0]) / (2 * h), (4 * f[3] - 3 * f[2] - f[4]) / (2 * h)
-    smooth = abs(left - right) <= 1e-2 * max(1.0, abs(central))
-    return central, smooth
-
-
-def check(rule: Any) -> None:
-    """Raise :class:`RuleError` if a derivative is wrong or an optimizer returns the wrong number of values."""
-    with np.errstate(all="ignore"):
-        if isinstance(rule, Optimizer):
-            _check_update(rule)
-        elif isinstance(rule, Activation):
-            _check_slope(rule, _REAL, lambda z: (z,), lambda z: (z, _call(rule, rule.value, z)))
-        else:
-            for y in (0.0, 1.0) if rule.domain == "probability" else (0.0, 1.0, -1.7):
-                grid = _PROBABILITY if rule.domain == "probability" else _REAL
-                _check_slope(rule, grid, lambda p, y=y: (p, y), lambda p, y=y: (p, y))
-
-
-def _call(rule: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments, *([rule.namespace] if rule.parameters else []))
-    except Exception as error:
-        raise RuleError(f"{rule.label} fails in plain Python at {arguments}: {error!r}") from error
-
-
-def _check_slope(rule: Any, grid: Any, value_at: Any, slope_at: Any) -> None:
-    checked = 0
-    for z in grid:
-        expected, smooth = differences(lambda x: _call(rule, rule.value, *value_at(x)), float(z))
-        if not smooth or not np.isfinite(expected):
-            continue
-        got = float(_call(rule, rule.slope, *slope_at(float(z))))
-        if not abs(got - expected) <= _AGREEMENT * max(1.0, abs(expected)):
-            raise RuleError(
-                f"{rule.label}: the derivative at {z:.4f} is {got:.6g}; differences of the value give {expected:.6g}"
-            )
-        checked += 1
-    if checked < len(grid) // 2:
-        raise RuleError(f"{rule.label} is finite and smooth at only {checked} of {len(grid)} points of its domain")
-
-
-def _check_update(rule: Optimizer) -> None:
-    h = types.SimpleNamespace(**rule.parameters, t=1.0)
-    arguments = (0.5, -0.25, *[0.0] * len(rule.slots))
-    try:
-        result = rule.update(*arguments, h)
-    except Exception as error:
-        raise RuleError(f"{rule.label} fails in plain Python at {arguments}: {error!r}") from error
-    got = len(result) if isinstance(result, tuple) else 1
-    if got != 1 + len(rule.slots):
-        names = ", ".join(("w", *rule.slots))
-        raise RuleError(f"{rule.label} returns {got} values; expected ({names})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from oracle_layerwise import LAYERWISE
 
 # ------------------------------------------------------------------------------------------------- activations
 
@@ -176,6 +177,7 @@ def _adam(w, g, s, t, h):
 # name -> update(w, g, slots, t, h) -> (w, slots)
 OPTIMIZERS = {
     "sgd": _sgd, "momentum": _momentum, "nesterov": _nesterov, "rmsprop": _rmsprop, "adam": _adam, "adamw": _adam,
+    **LAYERWISE,
 }  # fmt: skip
 
 

@@ -11,9 +11,9 @@ LONGEST = 420
 
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
-    {"mathfn", "rule", "device", "philox", "instructions", "precision"},
-    {"activations", "losses", "optimizers", "program"},
-    {"native", "lowering", "cache"},
+    {"mathfn", "rule", "device", "philox", "instructions", "precision", "loss_scale"},
+    {"check", "activations", "losses", "optimizers", "schedules", "layerwise", "program"},
+    {"native", "rewriting", "lowering", "cache"},
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},

@@ -13,9 +13,11 @@ from tolerance import GRADIENT, assert_close
 from dlcore import Sequential, kernels, layers, optimizers
 from dlcore import random as dlrandom
 from dlcore.kernels import Builder
+from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
 from dlcore.kernels.instructions import OPS
+from dlcore.kernels.program import tensor_blocks
 from dlcore.kernels.rule import REGISTRY, find
 from dlcore.kernels.rule import activation as make_activation
 from dlcore.kernels.rule import optimizer as make_optimizer
@@ -24,7 +26,7 @@ if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
 
 from dlcore.kernels.cuda.engine import Engine as CudaEngine
-from dlcore.kernels.cuda.launch import host_function
+from dlcore.kernels.cuda.launch import host_function, takes
 
 if simulated():
     from simulator import thread_order
@@ -70,13 +72,24 @@ def _operands(op, size, rule, rng):
     m, n, k = size
     letters = {"m": m, "n": n, "k": k, "N": 2 * m + 1, "O": 2 * m + 1, "Q": 1, "H": 3, "P": m * n * k + 3}
     if op.rule == "optimizer":
-        letters |= {"S": len(rule.slots), "K": len(rule.parameters) + 2, "U": 16}
+        count = UNIFORM_HEADER + len(uniforms_of(rule))
+        letters |= {"S": len(rule.slots), "K": len(rule.hyper), "U": count, "V": count + len(rule.sums)}
     else:
-        letters |= {"S": 1, "K": 3, "U": 16}
+        letters |= {"S": 1, "K": 3, "U": 16, "V": 16}
+    half = letters["P"] // 8 * 4
+    table = tensor_blocks(*(([half - 1, letters["P"] - half], [0, half]) if half > 4 else ([letters["P"]], [0])))
+    letters |= {"B": len(table), "t": 3, "T": table[-1, 2] + 1, "L": 4}
     values = {}
     for spec in op.operands:
         shape = [letters[letter] for letter in spec.dims]
-        if spec.dtype == "i":
+        if spec.name == "blocks":
+            values[spec.name] = table
+        elif spec.name == "scaler":
+            values[spec.name] = np.array([8.0, 2.0, 3.0, 1.0])
+        elif spec.name in ("uniforms", "rows") and spec.access == "read":
+            values[spec.name] = rng.uniform(0.1, 0.9, shape)
+            values[spec.name][..., 4] = 0  # no step is skipped
+        elif spec.dtype == "i":
             high = n if spec.name == "labels" else letters["N"]
             values[spec.name] = rng.integers(0, high, shape)
         elif spec.name in ("rstd", "running_var", "weight", "slots"):
@@ -178,6 +191,11 @@ def _rule(op):
     return find(op.rule, {"activation": "tanh", "loss": "mean_squared_error", "optimizer": "adam"}[op.rule])
 
 
+def _of(op):
+    """The rule that an instruction is tried with."""
+    return find("optimizer", "lamb") if op.name == "tensor_sums" else _rule(op) if op.rule else None
+
+
 def _cases():
     for op in OPS.values():
         for absent in _absences(op):
@@ -191,14 +209,14 @@ def _cases():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "size", "absent"), list(_cases()))
 def test_instruction(op, size, absent, dtype):
-    _compare(op, size, absent, _rule(op) if op.rule else None, dtype)
+    _compare(op, size, absent, _of(op), dtype)
 
 
 # the kernels with barriers or shuffles; the others have no order to depend on
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
             "batch_norm_backward", "layer_norm_forward", "layer_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
-            "binary_accuracy", "record", "clip_by_global_norm")  # fmt: skip
+            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite")  # fmt: skip
 
 
 @pytest.mark.parametrize("order", ORDERS[1:])
@@ -207,7 +225,7 @@ def test_order_of_threads(name, order):
     op = OPS[name]
     with thread_order(order, 7):
         for size in ("prime", "warp"):
-            _compare(op, SIZES[size], (), _rule(op) if op.rule else None, np.float32)
+            _compare(op, SIZES[size], (), _of(op), np.float32)
 
 
 @pytest.mark.parametrize("kind", ["activation", "loss", "optimizer"])
@@ -215,10 +233,12 @@ def test_every_rule(kind):
     ops = {
         "activation": ("dense_forward", "dense_backward_z", "activation_forward", "activation_backward"),
         "loss": ("elementwise_loss",),
-        "optimizer": ("optimizer_begin", "optimizer_update"),
+        "optimizer": ("optimizer_begin", "optimizer_update", "tensor_sums", "optimizer_update_by_tensor"),
     }[kind]
     for rule in REGISTRY[kind].values():
         for name in ops:
+            if kind == "optimizer" and not takes(name, rule):
+                continue
             for dtype in DTYPES:
                 _compare(OPS[name], SIZES["prime"], (), rule, dtype)
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from dlcore.kernels.compile import UNIFORM_HEADER
 from dlcore.kernels.device import simulated
 from dlcore.kernels.rule import REGISTRY, find
 
@@ -17,6 +18,7 @@ from dlcore.kernels.cuda.arrays import memory
 from dlcore.kernels.cuda.launch import BLOCK, lowered, plan
 from dlcore.kernels.cuda.update import _norm_blocks
 from dlcore.kernels.instructions import Instruction
+from dlcore.kernels.program import tensor_blocks
 
 DTYPES = (np.float32, np.float64)
 RULES = [rule.name for rule in REGISTRY["optimizer"].values()]
@@ -34,7 +36,8 @@ def _at(values, offset, dtype):
 
 def _operands(rule, size, dtype, scale=0.7):
     rng = np.random.default_rng(size)
-    uniforms = np.concatenate([[scale, 0.1, 0.9], rng.uniform(0.1, 0.9, 13)])
+    count = len(lowered(rule, "update", dtype)[1].uniforms) + len(rule.sums)
+    uniforms = np.concatenate([[scale, 0.1, 0.9, 0.5, 0.0], rng.uniform(0.1, 0.9, count)])
     slots = rng.uniform(0.5, 1.5, (len(rule.slots), size))
     return [a.astype(dtype) for a in (rng.standard_normal(size), rng.standard_normal(size), slots, uniforms)]
 
@@ -42,7 +45,11 @@ def _operands(rule, size, dtype, scale=0.7):
 def _updated(rule, operands, offsets):
     """``w`` and ``slots`` after the update of arrays that begin at ``offsets``; what lies around them is untouched."""
     placed = [_at(a, offset, a.dtype) for a, offset in zip(operands, (*offsets, 0), strict=True)]
-    launches = plan(Instruction("optimizer_update", [view for _, view in placed], rule), [view for _, view in placed])
+    views = [view for _, view in placed]
+    if rule.sums:
+        blocks = tensor_blocks([views[0].size], [0])
+        views = [*views[:3], views[3].reshape(1, -1), blocks]
+    launches = plan(Instruction(f"optimizer_update{'_by_tensor' if rule.sums else ''}", views, rule), views)
     assert len(launches) == 1
     memory.run(launches)
     for (whole, view), operand in zip(placed, operands, strict=True):
@@ -61,7 +68,8 @@ def test_a_thread_takes_a_group_where_access_is_wide():
 def _one_by_one(rule, operands):
     w, g, slots, u = operands
     update, low = lowered(rule, "update", w.dtype)
-    rest = [u[3 + k] for k in range(len(low.uniforms))]
+    first = UNIFORM_HEADER + len(low.uniforms)
+    rest = [*u[first:], *u[UNIFORM_HEADER:first]]
     new_w, new_slots = w.copy(), slots.copy()
     for i in range(w.size):
         results = update(w[i] * u[2], g[i] * u[0] + u[1] * w[i], *slots[:, i], *rest)
@@ -74,6 +82,7 @@ def _one_by_one(rule, operands):
 def test_every_length_and_alignment(name, dtype):
     """Bit for bit what the scalar rule gives, wherever the arrays begin."""
     rule = find("optimizer", name)
+    by_tensor = "_by_tensor" if rule.sums else ""
     for size in (0, 1, 2, 3, 4, 5, 6, 7, 8, 1031):
         operands = _operands(rule, size, dtype)
         expected = _one_by_one(rule, operands)
@@ -82,9 +91,9 @@ def test_every_length_and_alignment(name, dtype):
             for a, e in zip(got, expected, strict=True):
                 np.testing.assert_array_equal(a, e, err_msg=f"{size} {offsets}")
             if offsets == (0, 0, 0):
-                assert kernel == "optimizer_update"
+                assert kernel == "optimizer_update" + by_tensor
             if offsets == (1, 1, 1) and size and not rule.slots:
-                assert kernel == "optimizer_update_scalar"
+                assert kernel == f"optimizer_update{by_tensor}_scalar"
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
@@ -99,7 +108,7 @@ def test_a_scale_that_is_not_finite_reaches_every_parameter(name, offset, scale)
 
 def _norm(g, offset, limit=1.0):
     _, view = _at(g, offset, g.dtype)
-    operands = [view, np.array([limit]), np.zeros(4, g.dtype)]
+    operands = [view, np.array([limit]), np.ones(4, g.dtype)]
     launches = plan(Instruction("clip_by_global_norm", operands), operands)
     memory.run(launches)
     return operands[2][0], launches[0].kernel.py_func.__name__, launches[0].arguments[1].tobytes()

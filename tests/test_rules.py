@@ -8,8 +8,9 @@ import pytest
 
 from dlcore import kernels
 from dlcore.kernels import activation, compile, loss, lowering, mathfn, optimizer
+from dlcore.kernels.check import check
 from dlcore.kernels.mathfn import exp, sqrt
-from dlcore.kernels.rule import REGISTRY, RuleError, check, find
+from dlcore.kernels.rule import REGISTRY, RuleError, find
 
 SLOPE = 0.25
 

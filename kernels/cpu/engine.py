@@ -44,6 +44,8 @@ class Engine:
         self._externs: dict[str, np.ndarray] = {}
         self.lock = threading.RLock()
         self.reserve(rows)
+        for buffer, value in program.constants.items():
+            self.write(buffer, value)
 
     def reserve(self, rows: int) -> None:
         """Make room for mini-batches of ``rows`` rows; parameters, optimizer state and statistics keep their values."""

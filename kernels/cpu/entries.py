@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import textwrap
 import types as python_types
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from .. import compile as compiler
 from .. import mathfn, native
 from ..instructions import Instruction, Op
 from ..native import VIEWS, float_of_bits, view_words
-from . import dense, dropout, gemm, layer_norm, microkernel, norm, rowwise, threads, update
+from . import by_tensor, dense, dropout, finite, gemm, layer_norm, microkernel, norm, rowwise, threads, update
 from .machine import VARIANT
 
 WORDS = 40  # of a row; batch_norm_apply takes 38
@@ -38,7 +39,7 @@ _FROM_CONTEXT = {
 
 def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
-    for module in (dense, rowwise, norm, layer_norm, update, dropout, threads):
+    for module in (dense, rowwise, norm, layer_norm, update, by_tensor, finite, dropout, threads):
         body = getattr(module, op, None)
         if body is not None:
             return body
@@ -161,16 +162,17 @@ def entry(step: Instruction) -> tuple[Any, Any]:
     """The compiled entry of a step, as a C function, and its Python source."""
     op, dtype = step.op, step.dtype
     rule = step.rule if op.name == "optimizer_begin" else None
-    key = (op.name, dtype, (rule.main, tuple(rule.parameters), rule.decoupled) if rule else None)
+    key = (op.name, dtype, rule.form if rule else None)
     if key not in _entries:
         name = f"{op.name}_{dtype.name}" + (f"_{rule.name}" if rule else "")
         meaning = f"{microkernel.vector_bytes()} {VARIANT}"
         takes = None
         if rule is not None:
-            body, uniforms = compiler.begin(rule, dtype)
-            scope = {"uniforms": compiler.CPU.inline(uniforms.function), "np": np}
+            body, functions = compiler.begin(rule)
+            scope: dict[str, Any] = {name: compiler.CPU.inline(low.function) for name, low in functions.items()}
+            scope |= {"np": np, "math": math}
             takes = ["hyper", "step", "uniforms"]
-            meaning += uniforms.text
+            meaning += "".join(low.text for low in functions.values())
         else:
             body = inspect.getsource(body_of(op.name))
             scope = specialise(body_of(op.name), dtype).__globals__
@@ -191,7 +193,9 @@ def checked_entry(step: Instruction) -> Any:
     return _checked[function]
 
 
-_PART = {"dense_forward": "value", "dense_forward_columns": "value", "activation_forward": "value"}
+_PART = {
+    "dense_forward": "value", "dense_forward_columns": "value", "activation_forward": "value", "block_sums": "summands",
+}  # fmt: skip
 _DEFAULT_PART = {"activation": "slope", "loss": "loss", "optimizer": "update"}
 IDENTITY = "linear"  # the activation that needs no call
 

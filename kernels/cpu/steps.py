@@ -44,7 +44,9 @@ def chunk_count(rows: int) -> int:
     return (rows + size - 1) // size
 
 
-_DIVISION = {"record": "one", "optimizer_begin": "one", "optimizer_update": "parts"}  # the others: rows
+_DIVISION = {
+    "record": "one", "optimizer_begin": "one", "optimizer_update": "parts", "optimizer_update_by_tensor": "parts",
+}  # the others: rows  # fmt: skip
 
 # fmt: off
 _NEW = [
@@ -75,13 +77,31 @@ _NEW = [
             "dx of layer_norm_backward; sums of dy xhat and of dy", division="chunks"),
     declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
     declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
-            "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1", division="one"),
+            "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0", division="one"),
+    declare("count_not_finite", "g:P >counts:B[d]", "elements of g that are not finite, over blocks of fixed size",
+            division="parts"),
+    declare("move_scale", "counts:B[d] +scaler:L[d] +step:Q[i] +uniforms:U",
+            "uniforms[0] = 1 / scale, uniforms[4] = 1 where a count is not 0; the scale moves", division="one"),
+    declare("block_squares", "g:P blocks:Bt[i] >partial:Bs[d]", "sums of g^2 over the blocks", division="parts"),
+    declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >partial:Bs[d]",
+            "sums of the rule's summands over the blocks", rule="optimizer", division="parts"),
+    declare("tensor_norms", "partial:Bs[d] hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
+            "rows of clip_by_norm", division="one"),
+    declare("tensor_rows", "partial:Bs[d] uniforms:U blocks:Bt[i] >rows:TV", "rows of tensor_sums", division="one"),
     declare("optimizer_update_apart", "+w:P g:P +first?:P +second?:P uniforms:U",
             "optimizer_update, with up to two slots wherever they lie", rule="optimizer", division="parts"),
     declare("barrier", "", "wait for all threads", division="parts"),
 ]
 # fmt: on
-MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "layer_norm_backward", "clip_by_global_norm")
+MADE_OF_STEPS = (
+    "batch_norm_forward",
+    "batch_norm_backward",
+    "layer_norm_backward",
+    "check_finite",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "tensor_sums",
+)  # fmt: skip
 
 STEPS: dict[str, Op] = {
     name: Op(name, op.operands, op.scalars, op.rule, op.doc, _DIVISION.get(name, "rows"))
@@ -135,6 +155,21 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         squares = _temporary("squares", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
         yield step("sum_of_squares", [g, squares])
         yield step("clip", [squares, hyper, uniforms])
+    elif name == "check_finite":
+        g, scaler, count, uniforms = operands
+        counts = _temporary("counts", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
+        yield step("count_not_finite", [g, counts])
+        yield step("move_scale", [counts, scaler, count, uniforms])
+    elif name == "clip_by_norm":
+        g, hyper, uniforms, blocks, rows = operands
+        partial = _temporary("partial", (blocks.shape[0], 1), np.float64)
+        yield step("block_squares", [g, blocks, partial])
+        yield step("tensor_norms", [partial, hyper, uniforms, blocks, rows])
+    elif name == "tensor_sums":
+        *_, uniforms, blocks, rows = operands
+        partial = _temporary("partial", (blocks.shape[0], rows.shape[1] - uniforms.shape[0]), np.float64)
+        yield step("block_sums", [*operands[:-1], partial], instruction.rule)
+        yield step("tensor_rows", [partial, uniforms, blocks, rows])
     else:
         yield step(name, operands, instruction.rule, instruction.scalars)
 
@@ -204,7 +239,7 @@ def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction
     first = next((k for k, s in enumerate(steps) if s in sources.values()), len(steps))
     if set(sources) != set(weight_of) or any(s.op.division in ("rows", "chunks") for s in steps[first:]):
         return list(steps)
-    if any(s.op.name == "sum_of_squares" for s in steps):
+    if any(s.op.name in ("sum_of_squares", "count_not_finite") for s in steps):
         return list(steps)
     _, _, slots, uniforms = update[0].operands
     offsets, _, _ = program.layout(1)

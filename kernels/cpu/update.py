@@ -17,35 +17,37 @@ def sum_of_squares(thread, threads, g, squares):
     """``squares[b]`` = sum of ``g^2`` over block ``b``, in float64."""
     count = squares.size
     for b in range(count * thread // threads, count * (thread + 1) // threads):
-        block = g[b * NORM_BLOCK : min(g.size, (b + 1) * NORM_BLOCK)]
-        s0 = 0.0
-        s1 = 0.0
-        s2 = 0.0
-        s3 = 0.0
-        i = 0
-        while i + 4 <= block.size:
-            s0 += float(block[i]) * float(block[i])
-            s1 += float(block[i + 1]) * float(block[i + 1])
-            s2 += float(block[i + 2]) * float(block[i + 2])
-            s3 += float(block[i + 3]) * float(block[i + 3])
-            i += 4
-        while i < block.size:
-            s0 += float(block[i]) * float(block[i])
-            i += 1
-        squares[b] = (s0 + s1) + (s2 + s3)
+        squares[b] = square_sum(g[b * NORM_BLOCK : min(g.size, (b + 1) * NORM_BLOCK)])
+
+
+def square_sum(block):
+    s0 = 0.0
+    s1 = 0.0
+    s2 = 0.0
+    s3 = 0.0
+    i = 0
+    while i + 4 <= block.size:
+        s0 += float(block[i]) * float(block[i])
+        s1 += float(block[i + 1]) * float(block[i + 1])
+        s2 += float(block[i + 2]) * float(block[i + 2])
+        s3 += float(block[i + 3]) * float(block[i + 3])
+        i += 4
+    while i < block.size:
+        s0 += float(block[i]) * float(block[i])
+        i += 1
+    return (s0 + s1) + (s2 + s3)
 
 
 def clip(squares, hyper, uniforms):
-    """``uniforms[0] = c / max(c, ||g||)`` with ``c = hyper[-1]``; 1 where ``c`` is 0."""
+    """``uniforms[0] *= c / max(c, ||uniforms[0] g||)`` with ``c = hyper[-1] > 0``."""
     limit = hyper[hyper.size - 1]
-    uniforms[0] = 1
     if limit > 0:
         total = 0.0
         for b in range(squares.size):
             total += squares[b]
-        norm = math.sqrt(total)
+        norm = math.sqrt(total) * uniforms[0]
         if not norm <= limit:  # a norm that is not a number must not pass unseen
-            uniforms[0] = limit / norm
+            uniforms[0] *= limit / norm
 
 
 def optimizer_update(rule, thread, threads, w, g, slots, uniforms):

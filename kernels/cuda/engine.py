@@ -41,6 +41,8 @@ class Engine:
         with memory.on(self._stream):
             self._cursor = memory.zeros(2, np.int64)
         self.reserve(rows)
+        for buffer, value in program.constants.items():
+            self.write(buffer, value)
 
     def reserve(self, rows: int) -> None:
         """Make room for mini-batches of ``rows`` rows; parameters, optimizer state and statistics keep their values."""

@@ -4,8 +4,9 @@ The modules beside this one hold the kernels. Each instruction has a host functi
 the operands (NumPy arrays when simulated or compiled offline, CuPy arrays on a GPU) and returns its launches. A kernel
 is made by a small factory for one dtype, one rule and one set of flags, once; nothing is compiled at import.
 
-float32 kernels hold no float64 arithmetic, with these exceptions: ``optimizer_begin`` (one thread), the last stage of
-``clip_by_global_norm`` (one thread over at most 256 partial sums) and ``record`` (one block, into a float64 history).
+float32 kernels hold no float64 arithmetic, with these exceptions: ``optimizer_begin`` (one thread), the last stages of
+``clip_by_global_norm`` (one thread over at most 256 partial sums), ``clip_by_norm`` and ``check_finite``, reading the
+scale in ``scale_loss``, and ``record`` (one block, into a float64 history).
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ import numpy as np
 from numba import cuda
 
 from .. import mathfn
+from ..compile import UNIFORM_HEADER, form_of, uniforms_of
 from ..device import simulated
 from ..instructions import OPS, ROWS, Instruction
-from ..lowering import Lowered, lower
+from ..lowering import lower
+from ..rewriting import Lowered
 from ..rule import REGISTRY, Rule
 from .machine_code import Kernel, argument_types, describe, meaning
 
 SIMULATED = simulated()
-MODULES = ("dense", "rowwise", "norm", "layer_norm", "update", "dropout")
+MODULES = ("dense", "rowwise", "norm", "layer_norm", "update", "by_tensor", "finite", "dropout")
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
 CHUNK = 256  # rows that one block sums before partial sums are merged
 MAX_BLOCKS = 1024  # of a grid-stride kernel: several for each multiprocessor of a large GPU
 
 # kernels for float32 whose float64 arithmetic is deliberate
-DELIBERATE_FLOAT64 = ("optimizer_begin", "norm_finish", "record")
+DELIBERATE_FLOAT64 = ("optimizer_begin", "norm_finish", "tensor_norms", "scale_loss", "move_scale", "record")
 
 
 class CudaBackend:
@@ -105,7 +108,7 @@ def device_function(rule: Rule, part: str, dtype: Any) -> Callable[..., Any]:
 
 def lowered(rule: Rule, part: str, dtype: Any) -> tuple[Callable[..., Any], Lowered]:
     """The device function of a part of ``rule``, and what lowering says of it."""
-    key = (rule.main, getattr(rule, "slope", None), tuple(rule.parameters.items()), part, np.dtype(dtype))
+    key = (*form_of(rule), part, np.dtype(dtype))
     if key not in _lowered:
         result = lower(rule, part, dtype, CUDA)
         function = CUDA.inline(result.function)
@@ -215,11 +218,14 @@ def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[s
     """Instructions on small arrays: every rule of the kind, with all optional operands and with none."""
     sizes = {letter: 3 for spec in op.operands for letter in spec.dims} | {"m": 2 * CHUNK}
     rules = [rule for rule in REGISTRY[op.rule].values() if not only or rule.name in only] if op.rule else [None]
+    if op.rule == "optimizer":
+        rules = [rule for rule in rules if takes(op.name, rule)]
     kinds = {"f": dtype, "i": np.dtype(np.int64), "d": np.dtype(np.float64)}
     optional = any(spec.optional for spec in op.operands)
     for rule in rules:
         if rule is not None and op.rule == "optimizer":
-            sizes |= {"S": len(rule.slots), "K": len(rule.parameters) + 2, "U": 16}
+            count = UNIFORM_HEADER + len(uniforms_of(rule))
+            sizes |= {"S": len(rule.slots), "K": len(rule.hyper), "U": count, "V": count + len(rule.sums)}
         for full in (True, False) if optional else (True,):
             operands = [
                 None if spec.optional and not full else np.ones([sizes[d] for d in spec.dims], kinds[spec.dtype])
@@ -227,6 +233,13 @@ def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[s
             ]
             label = f"{op.name}{f'[{rule.name}]' if rule else ''}{'' if full else '-'}"
             yield label, Instruction(op.name, operands, rule, [0.5] * len(op.scalars))
+
+
+def takes(op: str, rule: Any) -> bool:
+    """Whether an instruction of the optimizer is for ``rule``: some rules have sums over a tensor, and need them."""
+    if op in ("optimizer_begin", "optimizer_update_by_tensor"):
+        return True
+    return (op == "tensor_sums") == bool(rule.sums)
 
 
 def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64), rules: Sequence[str] = ()) -> list[Entry]:

@@ -20,46 +20,33 @@ import numba
 import numpy as np
 from numba import cuda
 
-from ..compile import UNIFORM_HEADER, decay_terms
-from ..lowering import lower_uniforms
+from ..compile import UNIFORM_HEADER, begin_functions, begin_text, gradient_text
+from ..rewriting import select_max, select_min
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
 from .vector import access, aligned
 
 NORM_BLOCKS = 256  # at most; one thread adds their sums
+SELECT = {f.__name__: CUDA.inline(f) for f in (select_max, select_min)}
 
 
 # ---------------------------------------------------------------------------------------------------- begin
-
-_BEGIN = """
-def optimizer_begin(hyper, step, u):
-    out = cuda.local.array({size}, float64)
-    step[0] += 1
-    uniforms(hyper, float(step[0]), out)
-    u[0] = 1.0
-    u[1] = {l2}
-    u[2] = {keep}
-    for i in range({count}):
-        u[{header} + i] = out[i]
-"""
 
 _begin: dict[Any, Any] = {}
 
 
 def optimizer_begin(rule: Any, hyper: Any, step: Any, uniforms: Any) -> list[Launch]:
     """Count the step and compute the uniforms of ``rule``, by one thread in float64."""
-    key = (rule.main, tuple(rule.parameters), rule.decoupled)
-    if key not in _begin:
+    if rule.form not in _begin:
         sources = lowered(rule, "update", np.float32)[1].uniforms
-        l2, keep = decay_terms(rule)
-        count = len(sources)
-        text = _BEGIN.format(size=max(1, count), count=count, header=UNIFORM_HEADER, l2=l2, keep=keep)
-        low = lower_uniforms(rule, sources, CUDA)
-        function = CUDA.inline(low.function)
-        describe(function, low.text)
-        scope = {"cuda": cuda, "float64": numba.float64, "uniforms": function}
-        _begin[key] = generated(text, "optimizer_begin", scope, function)
-    return [Launch(_begin[key], (1,), (1,), (hyper, step, uniforms))]
+        scope = {"cuda": cuda, "float64": numba.float64, "math": math}
+        for name, low in begin_functions(rule, sources, CUDA).items():
+            scope[name] = CUDA.inline(low.function)
+            describe(scope[name], low.text)
+        text = begin_text(rule, sources, "cuda.local.array({}, float64)")
+        parts = [scope[name] for name in ("uniforms", "schedule") if name in scope]
+        _begin[rule.form] = generated(text, "optimizer_begin", scope, *parts)
+    return [Launch(_begin[rule.form], (1,), (1,), (hyper, step, uniforms))]
 
 
 # ----------------------------------------------------------------------------------------------------- norm
@@ -79,16 +66,18 @@ def {name}(g, partial):
         g0 = g[i]
 {add_last}
     sums[t] = {total}
-    cuda.syncthreads()
-    half = {BLOCK} // 2
-    while half > 0:
-        if t < half:
-            sums[t] += sums[t + half]
-        cuda.syncthreads()
-        half //= 2
+{tree}
     if t == 0:
         partial[cuda.blockIdx.x] = sums[0]
 """
+
+
+def tree_text(arrays: Sequence[str]) -> str:
+    """Add the elements of shared arrays of :data:`BLOCK` elements, in a tree; thread ``t`` takes part."""
+    lines = ["    cuda.syncthreads()", f"    half = {BLOCK} // 2", "    while half > 0:", "        if t < half:"]
+    lines += [f"            {array}[t] += {array}[t + half]" for array in arrays]
+    return "\n".join([*lines, "        cuda.syncthreads()", "        half //= 2"])
+
 
 # Kahan's step: lost is what rounding took from the total so far; beyond the largest number it would be NaN
 _ADD = """\
@@ -110,10 +99,11 @@ def _norm_blocks(dtype: Any, wide: bool) -> Any:
         lanes=lanes,
         totals=" = ".join(f"total{k}" for k in each),
         losts=" = ".join(f"lost{k}" for k in each),
-        load=_load("g", "g", lanes, wide),
+        load=load_text("g", "g", lanes, wide),
         add="\n".join(_ADD.format(k=k) for k in each),
         add_last=_ADD.format(k=0),
         total=" + ".join(f"total{k}" for k in each),
+        tree=tree_text(["sums"]),
     )
     dtype = np.dtype(dtype)
     scope = {"cuda": cuda, "element": element(dtype), "load": load}
@@ -125,20 +115,19 @@ def _norm_blocks(dtype: Any, wide: bool) -> Any:
 def _norm_finish(dtype: Any) -> Any:
     def norm_finish(partial, hyper, uniforms):  # type: ignore[no-untyped-def]
         limit = hyper[hyper.size - 1]
-        uniforms[0] = 1.0
         if limit > 0.0:
             total = 0.0
             for i in range(partial.size):
                 total += float(partial[i])
-            norm = math.sqrt(total)
+            norm = math.sqrt(total) * float(uniforms[0])
             if not norm <= limit:  # a norm that is not a number must not pass unseen
-                uniforms[0] = limit / norm
+                uniforms[0] *= limit / norm
 
     return norm_finish
 
 
 def clip_by_global_norm(g: Any, hyper: Any, uniforms: Any) -> list[Launch]:
-    """``uniforms[0] = c / max(c, ||g||)`` with ``c = hyper[-1]``; 1 where ``c`` is 0."""
+    """``uniforms[0] *= c / max(c, ||uniforms[0] g||)`` with ``c = hyper[-1] > 0``."""
     blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
     partial = scratch(g, (blocks,))
     return [
@@ -149,24 +138,43 @@ def clip_by_global_norm(g: Any, hyper: Any, uniforms: Any) -> list[Launch]:
 
 # --------------------------------------------------------------------------------------------------- update
 
+# where a thread finds its elements: low to high, beginning at number thread of threads
+_FLAT = """\
+    low = 0
+    high = w.size
+    thread = cuda.grid(1)
+    threads = cuda.gridsize(1)
+    u = given"""
+_BY_TENSOR = """\
+    b = cuda.blockIdx.x
+    low = blocks[b, 0]
+    high = blocks[b, 1]
+    thread = cuda.threadIdx.x
+    threads = cuda.blockDim.x
+    u = given[blocks[b, 2]]"""
+
 _UPDATE = """
-def {name}(w, g, s, u):
+def {name}(w, g, s, given{blocks}):
+{where}
+    if u[4] != zero:
+        return
     scale = u[0]
     l2 = u[1]
     keep = u[2]
+    limit = u[3]
 {rows}
-    whole = w.size - w.size % {lanes}
-    for i in range({lanes} * cuda.grid(1), whole, {lanes} * cuda.gridsize(1)):
+    whole = high - (high - low) % {lanes}
+    for i in range(low + {lanes} * thread, whole, {lanes} * threads):
 {loads}
 {updates}
 {stores}
-    i = whole + cuda.grid(1)
-    if i < w.size:
+    i = whole + thread
+    if i < high:
 {last}
 """
 
 
-def _load(name: str, array: str, lanes: int, wide: bool) -> str:
+def load_text(name: str, array: str, lanes: int, wide: bool) -> str:
     values = "".join(f"{name}{k}, " for k in range(lanes))
     return f"        {values}= " + (
         f"load({array}, i)" if wide else "".join(f"{array}[i + {k}], " for k in range(lanes))
@@ -180,52 +188,73 @@ def _store(name: str, array: str, lanes: int, wide: bool) -> str:
     return "\n".join(f"        {array}[i + {k}] = {name}{k}" for k in range(lanes))
 
 
-def _apply(w: str, g: str, slots: Sequence[str], results: Sequence[str], uniforms: int) -> str:
-    arguments = ", ".join([*slots, *(f"u{k}" for k in range(uniforms))])
-    return f"        {', '.join(results)} = update({w} * keep, {g} * scale + l2 * {w}, {arguments})"
+def _apply(rule: Any, uniforms: int, w: str, g: str, slots: Sequence[str], results: Sequence[str]) -> str:
+    extra = [*(f"q{k}" for k in range(len(rule.sums))), *(f"u{k}" for k in range(uniforms))]
+    gradient = gradient_text(rule, g, w)
+    return f"        {', '.join(results)} = update({', '.join([f'{w} * keep', gradient, *slots, *extra])})"
 
 
-@functools.cache
-def _update(update: Any, dtype: Any, uniforms: int, wide: tuple[bool, ...]) -> Any:
+_kernels: dict[Any, Any] = {}
+
+
+def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool) -> Any:
     """The kernel where those of ``w``, ``g`` and the rows of ``slots`` that are ``wide`` take 128-bit access.
 
     Where none does, a thread takes single elements, neighbours of those of its neighbours.
     """
+    key = rule.form, dtype, wide, by_tensor
+    if key in _kernels:
+        return _kernels[key]
+    update, low = lowered(rule, "update", dtype)
+    uniforms = len(low.uniforms)
+    apply = functools.partial(_apply, rule, uniforms)
     lanes, load, store = access(dtype)
     lanes = lanes if any(wide) else 1
     slots = [f"s{k}_" for k in range(len(wide) - 2)]
     arrays = ["w", "g", *(f"s{k}" for k in range(len(slots)))]
     rows = [f"    {array} = s[{k}]" for k, array in enumerate(arrays[2:])]
     rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(uniforms)]
+    rows += [f"    q{k} = u[{k + UNIFORM_HEADER + uniforms}]" for k in range(len(rule.sums))]
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
-    name = "optimizer_update" if any(wide) else "optimizer_update_scalar"
+    name = "optimizer_update" + ("_by_tensor" if by_tensor else "") + ("" if any(wide) else "_scalar")
     text = _UPDATE.format(
         name=name,
         lanes=lanes,
+        blocks=", blocks" if by_tensor else "",
+        where=_BY_TENSOR if by_tensor else _FLAT,
         rows="\n".join(rows),
         loads="\n".join(
-            _load(value, array, lanes, flag)
+            load_text(value, array, lanes, flag)
             for value, array, flag in zip(["w_", "g_", *slots], arrays, wide, strict=True)
         ),
         updates="\n".join(
-            _apply(f"w_{k}", f"g_{k}", [f"{slot}{k}" for slot in slots], [f"{value}{k}" for value in written], uniforms)
+            apply(f"w_{k}", f"g_{k}", [f"{slot}{k}" for slot in slots], [f"{value}{k}" for value in written])
             for k in range(lanes)
         ),
         stores="\n".join(_store(value, arrays[at], lanes, wide[at]) for value, at in written.items()),
         last="        x = w[i]\n"
-        + _apply(
-            "x", "g[i]", [f"{a}[i]" for a in arrays[2:]], [f"{arrays[at]}[i]" for at in written.values()], uniforms
-        ),
+        + apply("x", "g[i]", [f"{a}[i]" for a in arrays[2:]], [f"{arrays[at]}[i]" for at in written.values()]),
     )
-    scope = {"cuda": cuda, "update": update, "load": load, "store": store}
-    return generated(text, name, scope, dtype, update)
+    scope = {"cuda": cuda, "update": update, "load": load, "store": store, "zero": np.dtype(dtype).type(0), **SELECT}
+    _kernels[key] = generated(text, name, scope, dtype, update)
+    return _kernels[key]
+
+
+def _wide(rule: Any, w: Any, g: Any, slots: Any) -> tuple[bool, ...]:
+    return tuple(aligned(array) for array in (w, g, *(slots[k] for k in range(len(rule.slots)))))
 
 
 def optimizer_update(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any) -> list[Launch]:
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
-    function, low = lowered(rule, "update", w.dtype)
-    arrays = [w, g, *(slots[k] for k in range(len(rule.slots)))]
-    wide = tuple(aligned(array) for array in arrays)
-    made = _update(function, w.dtype, len(low.uniforms), wide)
+    wide = _wide(rule, w, g, slots)
     groups = ceil_div(w.size, access(w.dtype).lanes) if any(wide) else w.size
-    return [Launch(made, *flat(groups), (w, g, slots, uniforms))]
+    return [Launch(_update(rule, w.dtype, wide, False), *flat(groups), (w, g, slots, uniforms))]
+
+
+def optimizer_update_by_tensor(rule: Any, w: Any, g: Any, slots: Any, rows: Any, blocks: Any) -> list[Launch]:
+    """``optimizer_update`` with ``rows[t]`` as the uniforms of tensor ``t``; a block of the GPU takes one of them.
+
+    Blocks begin at multiples of 128 bits, where tensors do.
+    """
+    made = _update(rule, w.dtype, _wide(rule, w, g, slots), True)
+    return [Launch(made, (blocks.shape[0],), (BLOCK,), (w, g, slots, rows, blocks))]

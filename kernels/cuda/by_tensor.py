@@ -1,0 +1,163 @@
+"""Optimizer steps on CUDA that need sums over each tensor: clipping by its norm, and layer-wise rules.
+
+Memory contract: as in update.py; sums read what they need once more, at 128 bits where all of it allows that, with the
+same bits either way. ``blocks`` cuts the tensors into ranges ``(first, last, tensor)`` (see program.py): a block of the
+GPU adds one of them in a tree, and another adds those of a tensor. No atomics: a result repeats bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from ..compile import UNIFORM_HEADER, gradient_text
+from .launch import BLOCK, CUDA, Launch, element, generated, lowered, scratch
+from .update import SELECT, load_text, tree_text
+from .vector import access, aligned
+
+_SUMS = """
+def {name}({arrays}, {given}blocks, partial):
+{shared}
+    t = cuda.threadIdx.x
+    b = cuda.blockIdx.x
+    low = blocks[b, 0]
+    high = blocks[b, 1]
+    {totals} = zero
+{rows}
+    whole = high - (high - low) % {lanes}
+    for i in range(low + {lanes} * t, whole, {lanes} * {BLOCK}):
+{loads}
+{add}
+    i = whole + t
+    if i < high:
+{last}
+{add_last}
+{put}
+{tree}
+    if t == 0:
+{store}
+"""
+
+
+def _sums_text(
+    name: str, arrays: Sequence[str], given: str, rows: Sequence[str], sums: int, wide: bool, lanes: int, call: str
+) -> str:
+    """``call`` gives the summands of one element, with ``{k}`` for its number behind the name of each array."""
+    each = range(sums)
+    inputs = [a for a in arrays if a != "s"] + [f"s{k}" for k in range(len(rows)) if f"    s{k} = s[{k}]" in rows]
+
+    def added(k: int) -> list[str]:
+        results = "".join(f"q{j}, " for j in each) if sums > 1 else "q0"
+        return [f"        {results} = {call.format(k=k)}", *(f"        total{j} += q{j}" for j in each)]
+
+    return _SUMS.format(
+        name=name, arrays=", ".join(arrays), given=given, BLOCK=BLOCK, lanes=lanes,
+        shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
+        totals=" = ".join(f"total{k}" for k in each),
+        rows="\n".join(rows),
+        loads="\n".join(load_text(f"{a}_", a, lanes, wide) for a in inputs),
+        add="\n".join(line for k in range(lanes) for line in added(k)),
+        last="\n".join(f"        {a}_0 = {a}[i]" for a in inputs),
+        add_last="\n".join(added(0)),
+        put="\n".join(f"    sums{k}[t] = total{k}" for k in each),
+        tree=tree_text([f"sums{k}" for k in each]),
+        store="\n".join(f"        partial[b, {k}] = sums{k}[0]" for k in each),
+    )  # fmt: skip
+
+
+_ROWS = """
+def {name}(partial, {hyper}uniforms, blocks, rows):
+{shared}
+    t = cuda.threadIdx.x
+    tensor = cuda.blockIdx.x
+    {totals} = zero
+    for b in range(t, blocks.shape[0], {BLOCK}):
+        if blocks[b, 2] == tensor:
+{add}
+{put}
+{tree}
+    for k in range(t, uniforms.size, {BLOCK}):
+        rows[tensor, k] = uniforms[k]
+    cuda.syncthreads()
+    if t == 0:
+{store}
+"""
+
+_SCALED = """\
+        limit = hyper[hyper.size - 1]
+        norm = sqrt(sums0[0]) * uniforms[0]
+        if limit > 0.0 and not norm <= limit:  # a norm that is not a number must not pass unseen
+            rows[tensor, 0] = uniforms[0] * number(limit / norm)"""
+
+
+@functools.cache
+def _rows(dtype: Any, sums: int, clip: bool) -> Any:
+    each = range(sums)
+    name = "tensor_norms" if clip else "tensor_rows"
+    text = _ROWS.format(
+        name=name, hyper="hyper, " if clip else "", BLOCK=BLOCK,
+        shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
+        totals=" = ".join(f"total{k}" for k in each),
+        add="\n".join(f"            total{k} += partial[b, {k}]" for k in each),
+        put="\n".join(f"    sums{k}[t] = total{k}" for k in each),
+        tree=tree_text([f"sums{k}" for k in each]),
+        store=_SCALED if clip else "\n".join(f"        rows[tensor, uniforms.size + {k}] = sums{k}[0]" for k in each),
+    )  # fmt: skip
+    dtype = np.dtype(dtype)
+    scope = {"cuda": cuda, "element": element(dtype), "zero": dtype.type(0), "number": dtype.type}
+    return generated(text, name, scope | {"sqrt": CUDA.math("sqrt", dtype)}, dtype)
+
+
+@functools.cache
+def _squares(dtype: Any, wide: bool) -> Any:
+    lanes, load, _ = access(dtype)
+    name = "block_squares" if wide else "block_squares_scalar"
+    text = _sums_text(name, ["g"], "", [], 1, wide, lanes, "g_{k} * g_{k}")
+    dtype = np.dtype(dtype)
+    return generated(text, name, {"cuda": cuda, "element": element(dtype), "load": load, "zero": dtype.type(0)}, dtype)
+
+
+def clip_by_norm(g: Any, hyper: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
+    """``rows[t]`` = uniforms, the scale of the gradient times ``c / max(c, ||scale g_t||)``, ``c = hyper[-1] > 0``."""
+    partial = scratch(g, (blocks.shape[0], 1))
+    return [
+        Launch(_squares(g.dtype, aligned(g)), (blocks.shape[0],), (BLOCK,), (g, blocks, partial)),
+        Launch(_rows(g.dtype, 1, True), (rows.shape[0],), (BLOCK,), (partial, hyper, uniforms, blocks, rows)),
+    ]
+
+
+_summands: dict[Any, Any] = {}
+
+
+def _block_sums(rule: Any, dtype: Any, wide: bool) -> Any:
+    key = rule.form, dtype, wide
+    if key not in _summands:
+        function, low = lowered(rule, "summands", dtype)
+        lanes, load, _ = access(dtype)
+        slots = [f"s{k}" for k in range(len(rule.slots))]
+        rows = [f"    {slot} = s[{k}]" for k, slot in enumerate(slots)]
+        rows += [f"    {name} = u[{k}]" for k, name in enumerate(("scale", "l2", "keep", "limit"))]
+        rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(low.uniforms))]
+        extra = [*(f"{slot}_{{k}}" for slot in slots), *(f"u{k}" for k in range(len(low.uniforms)))]
+        call = f"summands({', '.join(['w_{k} * keep', gradient_text(rule, 'g_{k}', 'w_{k}'), *extra])})"
+        name = "block_sums" if wide else "block_sums_scalar"
+        text = _sums_text(name, ["w", "g", "s"], "u, ", rows, len(rule.sums), wide, lanes, call)
+        dtype = np.dtype(dtype)
+        scope = {"cuda": cuda, "element": element(dtype), "load": load, "zero": dtype.type(0), "summands": function}
+        _summands[key] = generated(text, name, scope | SELECT, dtype, function)
+    return _summands[key]
+
+
+def tensor_sums(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
+    """``rows[t]`` = uniforms, and behind them the sums over tensor ``t`` of the rule's summands."""
+    partial = scratch(w, (blocks.shape[0], len(rule.sums)))
+    wide = all(aligned(array) for array in (w, g, *(slots[k] for k in range(len(rule.slots)))))
+    sums = _block_sums(rule, w.dtype, wide)
+    return [
+        Launch(sums, (blocks.shape[0],), (BLOCK,), (w, g, slots, uniforms, blocks, partial)),
+        Launch(_rows(w.dtype, len(rule.sums), False), (rows.shape[0],), (BLOCK,), (partial, uniforms, blocks, rows)),
+    ]

@@ -1,0 +1,81 @@
+"""The scale of the loss on CUDA, and steps that are skipped because a gradient is not finite.
+
+Memory contract: ``dz`` is updated in place, ``g`` is read once. The flag and the scale stay on the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from ..loss_scale import move
+from .launch import BLOCK, CUDA, Launch, ceil_div, flat, kernel, scratch
+from .update import NORM_BLOCKS
+
+
+@kernel
+def _scale_loss(dtype: Any) -> Any:
+    number = np.dtype(dtype).type
+
+    def scale_loss(dz, scaler):  # type: ignore[no-untyped-def]
+        factor = number(scaler[0])
+        for i in range(cuda.grid(1), dz.size, cuda.gridsize(1)):
+            dz[i] *= factor
+
+    return scale_loss
+
+
+def scale_loss(dz: Any, scaler: Any) -> list[Launch]:
+    """``dz *= scaler[0]``"""
+    return [Launch(_scale_loss(dz.dtype), *flat(dz.size), (dz.ravel(), scaler))]
+
+
+@kernel
+def _count(dtype: Any) -> Any:
+    infinity = np.dtype(dtype).type(np.inf)
+
+    def count_not_finite(g, counts):  # type: ignore[no-untyped-def]
+        found = cuda.shared.array(BLOCK, np.int32)
+        t = cuda.threadIdx.x
+        total = np.int32(0)
+        for i in range(cuda.grid(1), g.size, cuda.gridsize(1)):
+            if not abs(g[i]) < infinity:
+                total += np.int32(1)
+        found[t] = total
+        cuda.syncthreads()
+        half = BLOCK // 2
+        while half > 0:
+            if t < half:
+                found[t] += found[t + half]
+            cuda.syncthreads()
+            half //= 2
+        if t == 0:
+            counts[cuda.blockIdx.x] = found[0]
+
+    return count_not_finite
+
+
+@kernel
+def _move_scale() -> Any:
+    move_ = CUDA.inline(move)
+
+    def move_scale(counts, scaler, step, uniforms):  # type: ignore[no-untyped-def]
+        total = 0
+        for b in range(counts.size):
+            total += counts[b]
+        uniforms[0] = 1.0 / scaler[0]
+        move_(total, scaler, step, uniforms)
+
+    return move_scale
+
+
+def check_finite(g: Any, scaler: Any, step: Any, uniforms: Any) -> list[Launch]:
+    """``uniforms[0] = 1 / scaler[0]``; where ``g`` is not finite the step is skipped. See loss_scale.py."""
+    blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
+    counts = scratch(step, (blocks,))
+    return [
+        Launch(_count(g.dtype), (blocks,), (BLOCK,), (g, counts)),
+        Launch(_move_scale(), (1,), (1,), (counts, scaler, step, uniforms)),
+    ]

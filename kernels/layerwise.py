@@ -1,0 +1,85 @@
+"""Optimizers that look at a tensor as a whole: its norm, that of its gradient, that of its step.
+
+``w2``, ``g2`` and the like are sums over the tensor, of what ``tensor_sums`` says. Biases are tensors too.
+"""
+
+from .mathfn import sqrt
+from .rule import optimizer
+
+
+def _ratio(a2, b2):
+    """``sqrt(a2 / b2)``, 1 where one of them is 0."""
+    return sqrt(a2 / b2) if a2 > 0.0 and b2 > 0.0 else 1.0
+
+
+@optimizer(sums="w2 g2", learning_rate=0.1, beta=0.9, trust=0.001, decay=0.0, epsilon=1e-8)
+def lars(w, g, v, w2, g2, h):
+    """``v = beta v + lr r (g + decay w)``, ``r = trust ||w|| / (||g|| + decay ||w||)``; You, Gitman & Ginsburg 2017."""
+    norm = sqrt(w2)
+    ratio = h.trust * norm / (sqrt(g2) + h.decay * norm + h.epsilon) if w2 > 0.0 and g2 > 0.0 else 1.0
+    v = h.beta * v + h.learning_rate * ratio * (g + h.decay * w)
+    return w - v, v
+
+
+@lars.tensor_sums
+def _(w, g, v, h):
+    return w * w, g * g
+
+
+def _adam_step(m, v, rest_1, rest_2, epsilon):
+    return (m / rest_1) / (sqrt(v / rest_2) + epsilon)
+
+
+@optimizer(sums="w2 r2", learning_rate=0.001, beta_1=0.9, beta_2=0.999, epsilon=1e-6, decay=0.0)
+def lamb(w, g, m, v, w2, r2, h):
+    """``w -= lr (||w|| / ||r||) r``, ``r`` = Adam's step ``+ decay w``. You et al. 2020."""
+    m = h.beta_1 * m + (1.0 - h.beta_1) * g
+    v = h.beta_2 * v + (1.0 - h.beta_2) * g * g
+    r = _adam_step(m, v, 1.0 - h.beta_1**h.t, 1.0 - h.beta_2**h.t, h.epsilon) + h.decay * w
+    return w - h.learning_rate * _ratio(w2, r2) * r, m, v
+
+
+@lamb.tensor_sums
+def _(w, g, m, v, h):
+    m = h.beta_1 * m + (1.0 - h.beta_1) * g
+    v = h.beta_2 * v + (1.0 - h.beta_2) * g * g
+    r = _adam_step(m, v, 1.0 - h.beta_1**h.t, 1.0 - h.beta_2**h.t, h.epsilon) + h.decay * w
+    return w * w, r * r
+
+
+@optimizer(sums="g2", learning_rate=0.01, beta_1=0.95, beta_2=0.98, epsilon=1e-8, decay=0.0)
+def novograd(w, g, m, v, g2, h):
+    """``v = beta_2 v + (1 - beta_2) ||g||^2``, one for a tensor, ``||g||^2`` at first; Ginsburg et al. 2019.
+
+    ``m = beta_1 m + (g / (sqrt(v) + eps) + decay w); w -= lr m``.
+    """
+    v = g2 if h.t < 1.5 else h.beta_2 * v + (1.0 - h.beta_2) * g2
+    m = h.beta_1 * m + (g / (sqrt(v) + h.epsilon) + h.decay * w)
+    return w - h.learning_rate * m, m, v
+
+
+@novograd.tensor_sums
+def _(w, g, m, v, h):
+    return g * g
+
+
+@optimizer(sums="w2 g2", learning_rate=0.01)
+def fromage(w, g, w2, g2, h):
+    """``w = (w - lr (||w|| / ||g||) g) / sqrt(1 + lr^2)``. Bernstein et al. 2020."""
+    return (w - h.learning_rate * _ratio(w2, g2) * g) / sqrt(1.0 + h.learning_rate * h.learning_rate)
+
+
+@fromage.tensor_sums
+def _(w, g, h):
+    return w * w, g * g
+
+
+@optimizer(sums="g2", learning_rate=0.01, epsilon=1e-8)
+def normalized_sgd(w, g, g2, h):
+    """``w -= lr g / (||g|| + eps)``, the norm that of the tensor. Hazan, Levy & Shalev-Shwartz 2015."""
+    return w - h.learning_rate * g / (sqrt(g2) + h.epsilon)
+
+
+@normalized_sgd.tensor_sums
+def _(w, g, h):
+    return g * g
