@@ -31,7 +31,7 @@ def block_sums(rule, thread, threads, w, g, slots, uniforms, blocks, partial):
         )  # fmt: skip
 
 
-def tensor_rows(partial, uniforms, blocks, rows):
+def sums_of_tensors(partial, uniforms, blocks, rows):
     """``rows[t]`` = uniforms, and behind them the sums over the blocks of tensor ``t``, in order."""
     for t in range(rows.shape[0]):
         for k in range(uniforms.size):
@@ -47,7 +47,7 @@ def tensor_rows(partial, uniforms, blocks, rows):
             rows[tensor, uniforms.size + k] = total
 
 
-def tensor_norms(partial, hyper, uniforms, blocks, rows):
+def norms_of_tensors(partial, hyper, uniforms, blocks, rows):
     """``rows[t]`` = uniforms, the scale of the gradient times ``c / max(c, ||scale g_t||)``."""
     limit = hyper[hyper.size - 1]
     for t in range(rows.shape[0]):

@@ -85,9 +85,9 @@ _NEW = [
     declare("block_squares", "g:P blocks:Bt[i] >partial:Bs[d]", "sums of g^2 over the blocks", division="parts"),
     declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >partial:Bs[d]",
             "sums of the rule's summands over the blocks", rule="optimizer", division="parts"),
-    declare("tensor_norms", "partial:Bs[d] hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
+    declare("norms_of_tensors", "partial:Bs[d] hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
             "rows of clip_by_norm", division="one"),
-    declare("tensor_rows", "partial:Bs[d] uniforms:U blocks:Bt[i] >rows:TV", "rows of tensor_sums", division="one"),
+    declare("sums_of_tensors", "partial:Bs[d] uniforms:U blocks:Bt[i] >rows:TV", "rows of tensor_sums", division="one"),
     declare("optimizer_update_apart", "+w:P g:P +first?:P +second?:P uniforms:U",
             "optimizer_update, with up to two slots wherever they lie", rule="optimizer", division="parts"),
     declare("barrier", "", "wait for all threads", division="parts"),
@@ -164,12 +164,12 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         g, hyper, uniforms, blocks, rows = operands
         partial = _temporary("partial", (blocks.shape[0], 1), np.float64)
         yield step("block_squares", [g, blocks, partial])
-        yield step("tensor_norms", [partial, hyper, uniforms, blocks, rows])
+        yield step("norms_of_tensors", [partial, hyper, uniforms, blocks, rows])
     elif name == "tensor_sums":
         *_, uniforms, blocks, rows = operands
         partial = _temporary("partial", (blocks.shape[0], rows.shape[1] - uniforms.shape[0]), np.float64)
         yield step("block_sums", [*operands[:-1], partial], instruction.rule)
-        yield step("tensor_rows", [partial, uniforms, blocks, rows])
+        yield step("sums_of_tensors", [partial, uniforms, blocks, rows])
     else:
         yield step(name, operands, instruction.rule, instruction.scalars)
 

@@ -1,6 +1,6 @@
 """Optimizer steps on CUDA that need sums over each tensor: clipping by its norm, and layer-wise rules.
 
-Memory contract: as in update.py; sums read what they need once more, at 128 bits where all of it allows that, with the
+Memory contract: as in update.py; sums read what they need once more, at 128 bits where an array allows that, with the
 same bits either way. ``blocks`` cuts the tensors into ranges ``(first, last, tensor)`` (see program.py): a block of the
 GPU adds one of them in a tree, and another adds those of a tensor. No atomics: a result repeats bit for bit.
 """
@@ -16,7 +16,7 @@ from numba import cuda
 
 from ..compile import UNIFORM_HEADER, gradient_text
 from .launch import BLOCK, CUDA, Launch, element, generated, lowered, scratch
-from .update import SELECT, load_text, tree_text
+from .update import SELECT, load_text, tree_text, wide_arrays
 from .vector import access, aligned
 
 _SUMS = """
@@ -44,7 +44,14 @@ def {name}({arrays}, {given}blocks, partial):
 
 
 def _sums_text(
-    name: str, arrays: Sequence[str], given: str, rows: Sequence[str], sums: int, wide: bool, lanes: int, call: str
+    name: str,
+    arrays: Sequence[str],
+    given: str,
+    rows: Sequence[str],
+    sums: int,
+    wide: Sequence[bool],
+    lanes: int,
+    call: str,
 ) -> str:
     """``call`` gives the summands of one element, with ``{k}`` for its number behind the name of each array."""
     each = range(sums)
@@ -59,7 +66,7 @@ def _sums_text(
         shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
         totals=" = ".join(f"total{k}" for k in each),
         rows="\n".join(rows),
-        loads="\n".join(load_text(f"{a}_", a, lanes, wide) for a in inputs),
+        loads="\n".join(load_text(f"{a}_", a, lanes, flag) for a, flag in zip(inputs, wide, strict=True)),
         add="\n".join(line for k in range(lanes) for line in added(k)),
         last="\n".join(f"        {a}_0 = {a}[i]" for a in inputs),
         add_last="\n".join(added(0)),
@@ -97,7 +104,7 @@ _SCALED = """\
 @functools.cache
 def _rows(dtype: Any, sums: int, clip: bool) -> Any:
     each = range(sums)
-    name = "tensor_norms" if clip else "tensor_rows"
+    name = "norms_of_tensors" if clip else "sums_of_tensors"
     text = _ROWS.format(
         name=name, hyper="hyper, " if clip else "", BLOCK=BLOCK,
         shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
@@ -116,7 +123,7 @@ def _rows(dtype: Any, sums: int, clip: bool) -> Any:
 def _squares(dtype: Any, wide: bool) -> Any:
     lanes, load, _ = access(dtype)
     name = "block_squares" if wide else "block_squares_scalar"
-    text = _sums_text(name, ["g"], "", [], 1, wide, lanes, "g_{k} * g_{k}")
+    text = _sums_text(name, ["g"], "", [], 1, [wide], lanes, "g_{k} * g_{k}")
     dtype = np.dtype(dtype)
     return generated(text, name, {"cuda": cuda, "element": element(dtype), "load": load, "zero": dtype.type(0)}, dtype)
 
@@ -133,7 +140,7 @@ def clip_by_norm(g: Any, hyper: Any, uniforms: Any, blocks: Any, rows: Any) -> l
 _summands: dict[Any, Any] = {}
 
 
-def _block_sums(rule: Any, dtype: Any, wide: bool) -> Any:
+def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
     key = rule.form, dtype, wide
     if key not in _summands:
         function, low = lowered(rule, "summands", dtype)
@@ -144,7 +151,7 @@ def _block_sums(rule: Any, dtype: Any, wide: bool) -> Any:
         rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(low.uniforms))]
         extra = [*(f"{slot}_{{k}}" for slot in slots), *(f"u{k}" for k in range(len(low.uniforms)))]
         call = f"summands({', '.join(['w_{k} * keep', gradient_text(rule, 'g_{k}', 'w_{k}'), *extra])})"
-        name = "block_sums" if wide else "block_sums_scalar"
+        name = "block_sums" if any(wide) else "block_sums_scalar"
         text = _sums_text(name, ["w", "g", "s"], "u, ", rows, len(rule.sums), wide, lanes, call)
         dtype = np.dtype(dtype)
         scope = {"cuda": cuda, "element": element(dtype), "load": load, "zero": dtype.type(0), "summands": function}
@@ -155,8 +162,7 @@ def _block_sums(rule: Any, dtype: Any, wide: bool) -> Any:
 def tensor_sums(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
     """``rows[t]`` = uniforms, and behind them the sums over tensor ``t`` of the rule's summands."""
     partial = scratch(w, (blocks.shape[0], len(rule.sums)))
-    wide = all(aligned(array) for array in (w, g, *(slots[k] for k in range(len(rule.slots)))))
-    sums = _block_sums(rule, w.dtype, wide)
+    sums = _block_sums(rule, w.dtype, wide_arrays(rule, w, g, slots))
     return [
         Launch(sums, (blocks.shape[0],), (BLOCK,), (w, g, slots, uniforms, blocks, partial)),
         Launch(_rows(w.dtype, len(rule.sums), False), (rows.shape[0],), (BLOCK,), (partial, uniforms, blocks, rows)),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from numba import cuda
 
 from ..loss_scale import move
 from .launch import BLOCK, CUDA, Launch, ceil_div, flat, kernel, scratch
 from .update import NORM_BLOCKS
+from .vector import access, aligned
 
 
 @kernel
@@ -33,16 +35,22 @@ def scale_loss(dz: Any, scaler: Any) -> list[Launch]:
 
 
 @kernel
-def _count(dtype: Any) -> Any:
+def _count(dtype: Any, wide: bool) -> Any:
     infinity = np.dtype(dtype).type(np.inf)
+    lanes, load, _ = access(dtype, 0 if wide else 1)
 
     def count_not_finite(g, counts):  # type: ignore[no-untyped-def]
-        found = cuda.shared.array(BLOCK, np.int32)
+        found = cuda.shared.array(BLOCK, numba.int32)
         t = cuda.threadIdx.x
         total = np.int32(0)
-        for i in range(cuda.grid(1), g.size, cuda.gridsize(1)):
-            if not abs(g[i]) < infinity:
-                total += np.int32(1)
+        whole = g.size - g.size % lanes
+        for i in range(lanes * cuda.grid(1), whole, lanes * cuda.gridsize(1)):
+            for v in load(g, i):
+                if not abs(v) < infinity:
+                    total += np.int32(1)
+        i = whole + cuda.grid(1)
+        if i < g.size and not abs(g[i]) < infinity:
+            total += np.int32(1)
         found[t] = total
         cuda.syncthreads()
         half = BLOCK // 2
@@ -76,6 +84,6 @@ def check_finite(g: Any, scaler: Any, step: Any, uniforms: Any) -> list[Launch]:
     blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
     counts = scratch(step, (blocks,))
     return [
-        Launch(_count(g.dtype), (blocks,), (BLOCK,), (g, counts)),
+        Launch(_count(g.dtype, aligned(g)), (blocks,), (BLOCK,), (g, counts)),
         Launch(_move_scale(), (1,), (1,), (counts, scaler, step, uniforms)),
     ]

@@ -39,7 +39,7 @@ CHUNK = 256  # rows that one block sums before partial sums are merged
 MAX_BLOCKS = 1024  # of a grid-stride kernel: several for each multiprocessor of a large GPU
 
 # kernels for float32 whose float64 arithmetic is deliberate
-DELIBERATE_FLOAT64 = ("optimizer_begin", "norm_finish", "tensor_norms", "scale_loss", "move_scale", "record")
+DELIBERATE_FLOAT64 = ("optimizer_begin", "norm_finish", "norms_of_tensors", "scale_loss", "move_scale", "record")
 
 
 class CudaBackend:

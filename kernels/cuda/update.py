@@ -240,13 +240,14 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool) -> A
     return _kernels[key]
 
 
-def _wide(rule: Any, w: Any, g: Any, slots: Any) -> tuple[bool, ...]:
+def wide_arrays(rule: Any, w: Any, g: Any, slots: Any) -> tuple[bool, ...]:
+    """Whether ``w``, ``g`` and the rows of ``slots`` allow 128-bit access."""
     return tuple(aligned(array) for array in (w, g, *(slots[k] for k in range(len(rule.slots)))))
 
 
 def optimizer_update(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any) -> list[Launch]:
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
-    wide = _wide(rule, w, g, slots)
+    wide = wide_arrays(rule, w, g, slots)
     groups = ceil_div(w.size, access(w.dtype).lanes) if any(wide) else w.size
     return [Launch(_update(rule, w.dtype, wide, False), *flat(groups), (w, g, slots, uniforms))]
 
@@ -256,5 +257,5 @@ def optimizer_update_by_tensor(rule: Any, w: Any, g: Any, slots: Any, rows: Any,
 
     Blocks begin at multiples of 128 bits, where tensors do.
     """
-    made = _update(rule, w.dtype, _wide(rule, w, g, slots), True)
+    made = _update(rule, w.dtype, wide_arrays(rule, w, g, slots), True)
     return [Launch(made, (blocks.shape[0],), (BLOCK,), (w, g, slots, rows, blocks))]
