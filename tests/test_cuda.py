@@ -43,8 +43,23 @@ SIZES = {
     "warp": (33, 37, 5),
     "tile": (67, 71, 19),
 }
+# rows, columns, channels, groups of the norms
+CHANNELS = {
+    "one": (1, 1, 1, 1),
+    "row": (1, 7, 7, 1),
+    "column": (5, 1, 1, 1),
+    "prime": (13, 33, 11, 11),
+    "warp": (33, 37, 37, 1),
+    "tile": (67, 71, 71, 1),
+    "tall": (519, 5, 5, 1),
+    "pairs": (9, 12, 12, 6),
+    "places": (3, 140, 4, 2),
+    "groups": (7, 195, 39, 3),
+    "one place a channel": (2, 6, 6, 6),
+    "parts": (19, 2 * 487, 2, 1),  # more elements of a channel than a part of 8192
+}
 TALL = (519, 5, 3)  # more rows than two chunks
-CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "layer_norm_backward")
+CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "group_norm_backward")
 
 
 def _check(name, got, cpu, reference, terms):
@@ -57,7 +72,7 @@ def _check(name, got, cpu, reference, terms):
 
 def _terms(op, values):
     """The largest term of sums that cancel: elements for the norms, 1/rows for gradients of a mean."""
-    if op.name.startswith(("batch_norm", "layer_norm")):
+    if op.name.startswith(("batch_norm", "group_norm")):
         return float(np.abs(values["x"]).max(initial=0.0))
     return 1.0 / max(1, len(next(iter(values.values()))))
 
@@ -67,8 +82,18 @@ def _terms(op, values):
 
 def _operands(op, size, rule, rng):
     """Values in float64 for the operands of ``op``, by name."""
-    m, n, k = size
-    letters = {"m": m, "n": n, "k": k, "N": 2 * m + 1, "O": 2 * m + 1, "Q": 1, "H": 3, "P": m * n * k + 3}
+    m, n, k, *g = size
+    letters = {
+        "m": m,
+        "n": n,
+        "k": k,
+        "g": g[0] if g else 0,
+        "N": 2 * m + 1,
+        "O": 2 * m + 1,
+        "Q": 1,
+        "H": 3,
+        "P": m * n * k + 3,
+    }
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.parameters) + 2, "U": 16}
     else:
@@ -181,10 +206,10 @@ def _rule(op):
 def _cases():
     for op in OPS.values():
         for absent in _absences(op):
-            for label, size in SIZES.items():
+            for label, size in (CHANNELS if op.multiples else SIZES).items():
                 name = f"{op.name}{'-' if absent else ''}-{label}"
                 yield pytest.param(op, size, absent, id=name)
-            if op.name in CHUNKED:
+            if op.name in CHUNKED and not op.multiples:
                 yield pytest.param(op, TALL, absent, id=f"{op.name}{'-' if absent else ''}-tall")
 
 
@@ -196,7 +221,7 @@ def test_instruction(op, size, absent, dtype):
 
 # the kernels with barriers or shuffles; the others have no order to depend on
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
-            "batch_norm_backward", "layer_norm_forward", "layer_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
+            "batch_norm_backward", "group_norm_forward", "group_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
             "binary_accuracy", "record", "clip_by_global_norm")  # fmt: skip
 
@@ -207,7 +232,8 @@ def test_order_of_threads(name, order):
     op = OPS[name]
     with thread_order(order, 7):
         for size in ("prime", "warp"):
-            _compare(op, SIZES[size], (), _rule(op) if op.rule else None, np.float32)
+            size = (CHANNELS if op.multiples else SIZES)[size]
+            _compare(op, size, (), _rule(op) if op.rule else None, np.float32)
 
 
 @pytest.mark.parametrize("kind", ["activation", "loss", "optimizer"])
@@ -299,11 +325,11 @@ def test_layer_norm_in_place():
     x, dy = rng.standard_normal((2, 300, 7))
     gamma, rstd = rng.uniform(0.5, 1.5, 7), rng.uniform(0.5, 1.5, 300)
     expected = kernels.layer_norm_backward(dy, x, gamma, x.mean(axis=1), rstd)
-    operands = [_device(a) for a in (dy, x, gamma, x.mean(axis=1), rstd)]
+    operands = [_device(a) for a in (dy, x, gamma, x.mean(axis=1, keepdims=True), rstd[:, None])]
     sums = [_device(np.empty(7)) for _ in range(2)]
     from dlcore.kernels.cuda.arrays import backend_of
 
-    backend_of(operands).run("layer_norm_backward", [*operands, operands[0], *sums])
+    backend_of(operands).run("group_norm_backward", [*operands, operands[0], *sums])
     for got, e in zip((operands[0], *sums), expected, strict=True):
         np.testing.assert_allclose(_host(got), e, rtol=1e-12, atol=1e-12)
 
