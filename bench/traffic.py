@@ -142,7 +142,10 @@ class _Counting:
 
 def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
     m, n, k = size
-    letters = {"m": m, "n": n, "k": n if op.multiples else k, "g": 1, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3, "U": 16}
+    if op.multiples:
+        k = n  # a channel for each column
+    letters = {"m": m, "n": n, "k": k, "g": 1, "N": 2 * m, "O": 2 * m, "P": m * n}
+    letters |= {"Q": 1, "H": 1, "S": 1, "K": 3, "U": 16}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.parameters) + 2}
     kinds = {"f": np.float32, "i": np.int64, "d": np.float64}

@@ -18,7 +18,7 @@ def _floats(backend: Any, **arrays: Any) -> list[Any]:
 
 def _rows(*arrays: Any) -> list[Any]:
     """Each array as the matrix of its samples."""
-    return [a.reshape(a.shape[0], math.prod(a.shape[1:])) for a in arrays]
+    return [a if a.ndim == 2 else a.reshape(a.shape[0], math.prod(a.shape[1:])) for a in arrays]
 
 
 def _channels(x: Any, gamma: Any, dy: Any = None) -> None:
@@ -117,9 +117,12 @@ def layer_norm_forward(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-5) 
 
     ``y = gamma (x - mean) rstd + beta``, ``rstd = 1 / sqrt(var + epsilon)`` with the biased variance.
     """
-    x = _float("x", x, _backend(x, gamma, beta))
+    backend = _backend(x, gamma, beta)
+    x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
     _matrix("x", x)
-    y, mean, rstd = group_norm_forward(x, gamma, beta, 1, epsilon=epsilon)
+    _channels(x, gamma)
+    y, mean, rstd = (backend.empty(s, x.dtype) for s in (x.shape, (x.shape[0], 1), (x.shape[0], 1)))
+    _run(backend, "group_norm_forward", [x, gamma, beta, mean, rstd, y], None, (epsilon,))
     return y, mean.reshape(-1), rstd.reshape(-1)
 
 
@@ -127,7 +130,7 @@ def layer_norm_backward(dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tu
     """``(dx, dgamma, dbeta)``; ``mean`` and ``rstd`` are those :func:`layer_norm_forward` returned."""
     x, mean, rstd = _floats(_backend(dy, x, gamma, mean, rstd), x=x, mean=mean, rstd=rstd)
     _matrix("x", x)
-    for name, array in (("mean", mean), ("rstd", rstd)):
-        if array.shape != x.shape[:1]:
-            raise ShapeError(f"{name} has shape {array.shape}; expected ({x.shape[0]},), the rows of x")
-    return group_norm_backward(dy, x, gamma, mean.reshape(-1, 1), rstd.reshape(-1, 1))
+    if mean.shape != x.shape[:1] or rstd.shape != mean.shape:
+        name, shape = ("mean", mean.shape) if mean.shape != x.shape[:1] else ("rstd", rstd.shape)
+        raise ShapeError(f"{name} has shape {shape}; expected ({x.shape[0]},), the rows of x")
+    return _backward("group_norm_backward", dy, x, gamma, mean.reshape(-1, 1), rstd.reshape(-1, 1))
