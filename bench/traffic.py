@@ -34,6 +34,12 @@ AT_MOST = {
     "activation_backward": 1.0,
     "dropout": 1.0,
     "gather_rows": 1.0,
+    "softmax_forward": 1.0,
+    "softmax_backward": 1.0,
+    "softmax_cross_entropy": 1.0,
+    "softmax_cross_entropy_dense": 1.0,
+    "group_norm_forward": 1.0,
+    "group_norm_backward": 1.0,
 }
 ONCE = ("dense_forward", "dense_backward_w", "dense_backward_x")  # no access to results but one write of each element
 _EXAMPLES = """examples:
@@ -164,7 +170,7 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
 
 
 def _large(spec: Any) -> bool:
-    return len(spec.dims) > 1 or "P" in spec.dims
+    return (len(spec.dims) > 1 and "g" not in spec.dims) or "P" in spec.dims  # figures of groups are small
 
 
 def count(op: Any, size: Sequence[int] = SIZE) -> Moved:

@@ -15,7 +15,7 @@ from dlcore import random as dlrandom
 from dlcore.kernels import Builder
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
-from dlcore.kernels.instructions import OPS
+from dlcore.kernels.instructions import OPS, Instruction
 from dlcore.kernels.rule import REGISTRY, find
 from dlcore.kernels.rule import activation as make_activation
 from dlcore.kernels.rule import optimizer as make_optimizer
@@ -24,7 +24,7 @@ if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
 
 from dlcore.kernels.cuda.engine import Engine as CudaEngine
-from dlcore.kernels.cuda.launch import host_function
+from dlcore.kernels.cuda.launch import host_function, plan
 
 if simulated():
     from simulator import thread_order
@@ -217,6 +217,55 @@ def _cases():
 @pytest.mark.parametrize(("op", "size", "absent"), list(_cases()))
 def test_instruction(op, size, absent, dtype):
     _compare(op, size, absent, _rule(op) if op.rule else None, dtype)
+
+
+# ----------------------------------------------------------------------------------------- rows in registers
+
+_ROWS = ("softmax_forward", "softmax_backward", "softmax_cross_entropy", "softmax_cross_entropy_dense",
+         "group_norm_forward", "group_norm_backward")  # fmt: skip
+# one vector and less, several, the last of them in part; single elements; the longest in registers, and longer ones
+_COLUMNS = {np.float32: (4, 132, 1021, 1024, 1030), np.float64: (2, 66, 511, 512, 513)}
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [(d, n) for d in DTYPES for n in _COLUMNS[d]])
+@pytest.mark.parametrize("name", _ROWS)
+def test_rows_of_any_length(name, dtype, columns):
+    _compare(OPS[name], (3, columns, columns, 1), (), None, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(3, 264, 4, 2), (2, 1032, 516, 1), (3, 2 * 261, 6, 2), (2, 2200, 4, 2)], ids=str)
+@pytest.mark.parametrize("name", _ROWS[-2:])
+def test_groups_of_any_length(name, size, dtype):
+    """Channels of several columns that begin anywhere in a lane's vector; groups too long for registers."""
+    _compare(OPS[name], size, (), None, dtype)
+
+
+@pytest.mark.skipif(not simulated(), reason="arrays of NumPy run on the simulator only")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", _ROWS)
+def test_the_same_bits_wherever_rows_begin(name, dtype):
+    """128-bit access and access to one element after another take the same elements."""
+    from dlcore.kernels.cuda.arrays import memory
+
+    op = OPS[name]
+    values = _operands(op, (3, 132, 132, 1), None, np.random.default_rng(5))
+    results, kinds = [], []
+    for offset in (0, 1):
+        operands = []
+        for spec in op.operands:
+            value = np.asarray(values[spec.name], np.int64 if spec.dtype == "i" else dtype)
+            room = np.empty(value.size + 16, value.dtype)
+            first = -room.ctypes.data % 16 // room.itemsize + offset
+            operands.append(room[first : first + value.size].reshape(value.shape))
+            operands[-1][...] = value
+        launches = plan(Instruction(name, operands, None, [_SCALARS[s] for s in op.scalars]), operands)
+        memory.run(launches)
+        kinds.append([launch.kernel.name for launch in launches])
+        results.append([a for a, s in zip(operands, op.operands, strict=True) if s.access != "read"])
+    assert kinds[1] == [f"{kinds[0][0]}_scalar", *kinds[0][1:]]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # the kernels with barriers or shuffles; the others have no order to depend on

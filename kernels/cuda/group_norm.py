@@ -20,7 +20,7 @@ from numba import cuda
 from .dense import partials, sum_partials
 from .launch import CUDA, WIDTH, Launch, ceil_div, element, kernel
 from .norm import gradient_sums
-from .warp import WARPS, Row, row_kernel, row_of, rows_of, scalar_name, warp_sum
+from .warp import KEPT, WARPS, Row, row_kernel, row_of, rows_of, scalar_name, warp_sum
 
 # ----------------------------------------------------------------------------------------- groups in registers
 
@@ -163,7 +163,7 @@ def _backward_of_rows(dtype: Any, row: Row) -> Any:
     ]
     text = _BACKWARD.format(
         name=name,
-        size=row.count * WIDTH,
+        size=row.kept * WIDTH,
         WARPS=WARPS,
         WIDTH=WIDTH,
         place=row.place,
@@ -267,6 +267,7 @@ def _gradient(dtype: Any, grouped: bool) -> Any:
 
 # ------------------------------------------------------------------------------------------------ instructions
 
+# Sums over rows along with dx: beyond 64 bytes a lane, rows of single elements would leave the registers.
 TURNS, BLOCKS = 8, 512  # rows of a warp that takes sums over rows along, at least; blocks, at most
 
 
@@ -307,7 +308,7 @@ def group_norm_backward(
     row = row_of(size, *lines, *([] if grouped else [gamma]))
     share = x.dtype.type(1.0 / size)
     flat = [a.ravel() for a in (dy, x, dx)]
-    if row is not None and not grouped:
+    if row is not None and not grouped and (row.lanes > 1 or 2 * row.kept * x.itemsize <= KEPT):
         turns = max(TURNS, ceil_div(rows, BLOCKS * WARPS))
         blocks = ceil_div(rows, turns * WARPS)
         sums = partials(dgamma, blocks), partials(dbeta, blocks)

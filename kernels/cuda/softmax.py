@@ -133,9 +133,7 @@ def _cross_entropy_of_rows(dtype: Any, row: Row, dense: bool, weighted: bool, wi
         peak=row.each(_PEAK),
         exponentials=row.each(keep),
         sums=row.each(f"{keep}; {dot}"),
-        find="\n".join(
-            f"    if label == {row.offset(e)}:\n        mine = True; logit = z{e}" for e in range(row.count)
-        ),
+        find="\n".join(f"    if label == {row.offset(e)}:\n        mine = True; logit = z{e}" for e in range(row.kept)),
         w="weight[row]" if weighted else "one",
         dz=row.store("dz", gradient) if with_gradient else "",
     )

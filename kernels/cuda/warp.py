@@ -61,7 +61,7 @@ class Row(NamedTuple):
     wide: bool
 
     @property
-    def count(self) -> int:
+    def kept(self) -> int:
         """The elements a lane keeps."""
         return self.lanes * self.vectors
 
@@ -75,10 +75,10 @@ class Row(NamedTuple):
 
         ``{inside}`` says whether it lies in the row.
         """
-        last = self.count - self.lanes
+        last = self.kept - self.lanes
         return "\n".join(
             "    " + text.format(e=e, j=f"column + {self.offset(e)}", inside=e < last or "inside")
-            for e in range(self.count)
+            for e in range(self.kept)
         )
 
     def by_vector(self, *steps: Callable[[range], str], beyond: str = "") -> str:
@@ -126,7 +126,7 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         """The lines for the lane's first ``column``, and whether its last vector lies in the row."""
-        last = self.offset(self.count - self.lanes)
+        last = self.offset(self.kept - self.lanes)
         return f"    column = cuda.threadIdx.x * {self.lanes}\n    inside = column + {last} < columns"
 
     @property
