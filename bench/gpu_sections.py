@@ -193,9 +193,9 @@ def kernels() -> Iterator[Row]:
     sums = [empty(gamma), empty(beta)]
     back = _instruction("batch_norm_backward", [dy, x, gamma, mean, rstd, out, *sums])
     yield back | peers.get("batch_norm_backward", {})
-    rows_mean, rows_rstd = cupy.zeros(rows, np.float32), cupy.ones(rows, np.float32)
-    yield _instruction("layer_norm_forward", [x, gamma, beta, rows_mean, rows_rstd, out], scalars=(1e-5,))
-    yield _instruction("layer_norm_backward", [dy, x, gamma, rows_mean, rows_rstd, out, *sums])
+    rows_mean, rows_rstd = cupy.zeros((rows, 1), np.float32), cupy.ones((rows, 1), np.float32)
+    yield _instruction("group_norm_forward", [x, gamma, beta, rows_mean, rows_rstd, out], scalars=(1e-5,))
+    yield _instruction("group_norm_backward", [dy, x, gamma, rows_mean, rows_rstd, out, *sums])
     yield _instruction("activation_forward", [x, out], find("activation", "relu")) | {"what": "relu"}
     yield _instruction("softmax_forward", [x, out])
     labels = cupy.zeros(rows, np.int64)

@@ -116,7 +116,7 @@ def entries(rules: Sequence[str] = ()) -> list[Any]:
     """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    return [*catalogue(rules=rules), *_placed(rules), *_products()]
+    return [*catalogue(rules=rules), *_placed(rules), *_rows(), *_products()]
 
 
 def place(dtype: Any, offset: int, *shape: int) -> Any:
@@ -135,6 +135,33 @@ def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0) -> Any:
     function, kinds = launch.kernel.py_func, argument_types(launch.arguments)
     name = f"{label}/{function.__name__}/{dtype}"
     return Entry(name, function, kinds, launch.kernel.options, str(dtype) == "float64", oldest)
+
+
+def _rows() -> Iterator[Any]:
+    """Kernels that keep rows in registers, with the longest there are, and with rows too long for that."""
+    import numpy as np
+
+    from dlcore.kernels.cuda.launch import plan
+    from dlcore.kernels.cuda.warp import KEPT, WIDTH
+    from dlcore.kernels.instructions import OPS, Instruction
+
+    rows = 3
+    for dtype in ("float32", "float64"):
+        longest = KEPT // np.dtype(dtype).itemsize * WIDTH
+        lengths = {"=": (0, longest), "~": (1, longest), " odd": (0, longest - 3), " long": (0, longest + 4)}
+        for mark, (offset, columns) in lengths.items():
+            for name in (*(op for op in OPS if op.startswith("softmax")), "group_norm_forward", "group_norm_backward"):
+                for groups in (1, 2) if name.startswith("group") else (1,):
+                    sizes = {"m": rows, "n": groups * columns, "k": columns if groups == 1 else groups, "g": groups}
+                    operands = [
+                        np.zeros(rows, np.int64)
+                        if spec.dtype == "i"
+                        else place(dtype, offset, *(sizes[d] for d in spec.dims))
+                        for spec in OPS[name].operands
+                    ]
+                    instruction = Instruction(name, operands, None, [0.5] * len(OPS[name].scalars))
+                    for launch in plan(instruction, operands):
+                        yield _entry(f"{name}{mark}{' groups' * (groups > 1)}", launch, dtype)
 
 
 def _products() -> Iterator[Any]:

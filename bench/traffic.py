@@ -39,6 +39,12 @@ AT_MOST = {
     "activation_backward": 1.0,
     "dropout": 1.0,
     "gather_rows": 1.0,
+    "softmax_forward": 1.0,
+    "softmax_backward": 1.0,
+    "softmax_cross_entropy": 1.0,
+    "softmax_cross_entropy_dense": 1.0,
+    "group_norm_forward": 1.0,
+    "group_norm_backward": 1.0,
 }
 ONCE = ("dense_forward", "dense_backward_w", "dense_backward_x")  # no access to results but one write of each element
 _EXAMPLES = """examples:
@@ -149,10 +155,12 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
     from dlcore.kernels.program import tensor_blocks
 
     m, n, k = size
-    letters = {"m": m, "n": n, "k": k, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3, "L": 4}
+    if op.multiples:
+        k = n  # a channel for each column
     half = m * n // 32 * 16  # tensors begin at multiples of 64 bytes
     blocks = tensor_blocks([half, m * n - half], [0, half])
-    letters |= {"U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
+    letters = {"m": m, "n": n, "k": k, "g": 1, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3}
+    letters |= {"L": 4, "U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.hyper), "V": 16 + len(rule.sums)}
     kinds = {"f": np.float32, "i": np.int64, "d": np.float64}
@@ -175,7 +183,9 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
 
 
 def _large(spec: Any) -> bool:
-    return (len(spec.dims) > 1 or "P" in spec.dims) and "T" not in spec.dims and "B" not in spec.dims
+    if "P" in spec.dims:
+        return True
+    return len(spec.dims) > 1 and not {"g", "T", "B"} & set(spec.dims)  # figures of groups and of tensors are small
 
 
 def count(op: Any, size: Sequence[int] = SIZE) -> Moved:

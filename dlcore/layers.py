@@ -7,29 +7,18 @@ ones: forward and backward of a layer stand side by side, and there is no other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from . import initializers
 from .kernels import Builder, find
+from .layer import Backward, Layer, positive_int
+from .normalization import BatchNormalization, GroupNormalization, InstanceNormalization, LayerNormalization
 
-Backward = Callable[[Any, bool], Any]  # (gradient of the output, is the input's wanted) -> gradient of the input
 LINEAR = "linear"
 SOFTMAX = "softmax"
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0.0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return float(value)
 
 
 def _activation(value: Any) -> Any:
@@ -43,61 +32,13 @@ def _rule_name(rule: Any) -> str:
     return rule if isinstance(rule, str) else rule.name
 
 
-class Layer:
-    """What all layers share. ``dtype`` is that of the model; the layers of a model agree on it."""
-
-    def __init__(self, *, name: str | None = None, dtype: Any = None) -> None:
-        self.name = name or ""
-        self.dtype = None if dtype is None else np.dtype(dtype)
-        if self.dtype is not None and self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype must be float32 or float64, got {self.dtype}")
-        # name -> (buffer, gradient buffer or None, initialiser)
-        self.variables: dict[str, tuple[Any, Any, initializers.Initializer]] = {}
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one output sample for input samples of ``shape``; raises where the layer cannot take them."""
-        return shape
-
-    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
-        """Create parameters and state for input samples of ``shape``."""
-        self.variables = {}
-
-    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
-        """Emit the forward instructions; return the output and what emits the backward ones."""
-        raise NotImplementedError
-
-    @property
-    def final_activation(self) -> Any:
-        """The activation that ends the layer, which a loss may absorb; None where it has none."""
-        return None
-
-    def without_activation(self) -> Layer:
-        """The layer that computes what comes before :attr:`final_activation`, on the same parameters."""
-        raise NotImplementedError
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make the layer again, as JSON."""
-        return {"name": self.name, **({"dtype": self.dtype.name} if self.dtype is not None else {})}
-
-    def _parameter(self, builder: Builder, name: str, shape: Sequence[int], initializer: Any) -> None:
-        value, gradient = builder.parameter(f"{self.name}/{name}", shape)
-        self.variables[name] = (value, gradient, initializer)
-
-    def _state(self, builder: Builder, name: str, shape: Sequence[int], initializer: Any) -> None:
-        self.variables[name] = (builder.state(f"{self.name}/{name}", shape), None, initializer)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if value not in ("", None))
-        return f"{type(self).__name__}({arguments})"
-
-
 class Input(Layer):
     """States the shape of one sample, ``Input((64,))``; the batch axis is not part of it."""
 
     def __init__(self, shape: Sequence[int], *, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
         sizes = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-        self.shape = tuple(_positive_int("shape", s) for s in sizes)
+        self.shape = tuple(positive_int("shape", s) for s in sizes)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The stated shape, which the data must have."""
@@ -159,7 +100,7 @@ class Dense(Layer):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.units = _positive_int("units", units)
+        self.units = positive_int("units", units)
         self.activation = _activation(activation)
         self.use_bias = bool(use_bias)
         self.kernel_initializer = initializers.get(kernel_initializer)
@@ -268,89 +209,6 @@ class Activation(Layer):
         return {"activation": _rule_name(self.activation), **super().config()}
 
 
-class BatchNormalization(Layer):
-    """``y = gamma (x - mean) / sqrt(var + epsilon) + beta`` for each feature. Ioffe & Szegedy 2015.
-
-    In training ``mean`` and the biased ``var`` are those of the mini-batch, and the running statistics move to
-    ``momentum * running + (1 - momentum) * batch`` with the unbiased variance; otherwise the running ones are used.
-    """
-
-    def __init__(
-        self, *, momentum: float = 0.9, epsilon: float = 1e-5, name: str | None = None, dtype: Any = None
-    ) -> None:
-        super().__init__(name=name, dtype=dtype)
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}")
-        self.momentum, self.epsilon = float(momentum), _positive("epsilon", epsilon)
-
-    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
-        """``gamma``, ``beta``, ``moving_mean``, ``moving_variance``, each ``(features,)``."""
-        super().build(builder, shape)
-        features = (_flat(self, shape),)
-        self._parameter(builder, "gamma", features, initializers.ones)
-        self._parameter(builder, "beta", features, initializers.zeros)
-        self._state(builder, "moving_mean", features, initializers.zeros)
-        self._state(builder, "moving_variance", features, initializers.ones)
-
-    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
-        """``batch_norm_forward`` in training, else ``batch_norm_inference``."""
-        (gamma, d_gamma, _), (beta, d_beta, _), (mean, _, _), (variance, _, _) = self.variables.values()
-        y = builder.rows(f"{self.name}.y", x.shape[1])
-        if not training:
-            builder.emit("batch_norm_inference", x, gamma, beta, mean, variance, y, epsilon=self.epsilon)
-            return y, lambda dy, wanted: dy
-        batch_mean = builder.work(f"{self.name}.mean", gamma.shape)
-        batch_rstd = builder.work(f"{self.name}.rstd", gamma.shape)
-        statistics = mean, variance, batch_mean, batch_rstd
-        scalars = {"momentum": self.momentum, "epsilon": self.epsilon}
-        builder.emit("batch_norm_forward", x, gamma, beta, *statistics, y, **scalars)
-
-        def backward(dy: Any, wanted: bool) -> Any:
-            builder.emit("batch_norm_backward", dy, x, gamma, batch_mean, batch_rstd, dy, d_gamma, d_beta)
-            return dy
-
-        return y, backward
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make the layer again."""
-        return {"momentum": self.momentum, "epsilon": self.epsilon, **super().config()}
-
-
-class LayerNormalization(Layer):
-    """``y = gamma (x - mean) / sqrt(var + epsilon) + beta`` for each sample. Ba, Kiros & Hinton 2016.
-
-    ``mean`` and the biased ``var`` are those of the sample's features, in training and otherwise.
-    """
-
-    def __init__(self, *, epsilon: float = 1e-3, name: str | None = None, dtype: Any = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.epsilon = _positive("epsilon", epsilon)
-
-    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
-        """``gamma`` and ``beta``, each ``(features,)``."""
-        super().build(builder, shape)
-        features = (_flat(self, shape),)
-        self._parameter(builder, "gamma", features, initializers.ones)
-        self._parameter(builder, "beta", features, initializers.zeros)
-
-    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
-        """``layer_norm_forward``"""
-        (gamma, d_gamma, _), (beta, d_beta, _) = self.variables.values()
-        y = builder.rows(f"{self.name}.y", x.shape[1])
-        mean, rstd = builder.rows(f"{self.name}.mean"), builder.rows(f"{self.name}.rstd")
-        builder.emit("layer_norm_forward", x, gamma, beta, mean, rstd, y, epsilon=self.epsilon)
-
-        def backward(dy: Any, wanted: bool) -> Any:
-            builder.emit("layer_norm_backward", dy, x, gamma, mean, rstd, dy, d_gamma, d_beta)
-            return dy
-
-        return y, backward
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make the layer again."""
-        return {"epsilon": self.epsilon, **super().config()}
-
-
 class Dropout(Layer):
     """In training each element is 0 with probability ``rate``, and the others are divided by ``1 - rate``.
 
@@ -386,9 +244,11 @@ class Dropout(Layer):
         return {"rate": self.rate, **super().config()}
 
 
-LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (Activation, BatchNormalization, Dense, Dropout, Flatten, Input, LayerNormalization)
-}
+_CLASSES: tuple[type[Layer], ...] = (
+    Activation, BatchNormalization, Dense, Dropout, Flatten, GroupNormalization, InstanceNormalization, Input,
+    LayerNormalization,
+)  # fmt: skip
+LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in _CLASSES}
 
 
 def from_config(kind: str, config: dict[str, Any]) -> Layer:

@@ -15,12 +15,18 @@ from . import activations, check, layerwise, losses, optimizers, schedules  # no
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
-from .ops import (
-    activation_backward,
-    activation_forward,
+from .norms import (
     batch_norm_backward,
     batch_norm_forward,
     batch_norm_inference,
+    group_norm_backward,
+    group_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+)
+from .ops import (
+    activation_backward,
+    activation_forward,
     binary_accuracy,
     categorical_accuracy,
     dense_backward,
@@ -28,8 +34,6 @@ from .ops import (
     dropout,
     elementwise_loss,
     gather,
-    layer_norm_backward,
-    layer_norm_forward,
     optimizer_update,
     softmax,
     softmax_backward,
@@ -73,6 +77,8 @@ __all__ = [
     "gather",
     "get_matmul_precision",
     "get_num_threads",
+    "group_norm_backward",
+    "group_norm_forward",
     "layer_norm_backward",
     "layer_norm_forward",
     "loss",

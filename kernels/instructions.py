@@ -5,6 +5,8 @@ letter means the same size throughout an instruction. ``m`` is the number of row
 instruction runs; upper-case letters are sizes of whole arrays. The dtype is that of the model unless given:
 ``i`` int64, ``d`` float64. ``>`` marks operands that are written, ``+`` operands that are read and written.
 
+``multiples="nk"`` says that ``n`` is a multiple of ``k``.
+
 An engine that breaks instructions into smaller steps declares those with :func:`declare` in the same notation.
 """
 
@@ -43,6 +45,7 @@ class Op:
     rule: str | None
     doc: str
     division: str = ""  # how the CPU engine divides it among threads: see cpu/steps.py
+    multiples: tuple[tuple[str, str], ...] = ()  # ("n", "k"): the size n is a multiple of the size k
 
 
 _OPERAND = re.compile(r"(?P<access>[>+=]?)(?P<name>\w+)(?P<optional>\??):(?P<dims>\w+)(?:\[(?P<dtype>[id])\])?$")
@@ -50,7 +53,14 @@ _ACCESS = {"": "read", ">": "write", "+": "update", "=": "alike"}
 
 
 def declare(
-    name: str, operands: str, doc: str, *, scalars: str = "", rule: str | None = None, division: str = ""
+    name: str,
+    operands: str,
+    doc: str,
+    *,
+    scalars: str = "",
+    rule: str | None = None,
+    division: str = "",
+    multiples: str = "",
 ) -> Op:
     """An :class:`Op` from the notation above."""
     parsed = []
@@ -59,7 +69,8 @@ def declare(
         assert match, word
         access = _ACCESS[match["access"]]
         parsed.append(Operand(match["name"], match["dims"], match["dtype"] or "f", bool(match["optional"]), access))
-    return Op(name, tuple(parsed), tuple(scalars.split()), rule, doc, division)
+    pairs = tuple((whole, part) for whole, part in map(list, multiples.split()))
+    return Op(name, tuple(parsed), tuple(scalars.split()), rule, doc, division, pairs)
 
 
 # fmt: off
@@ -79,20 +90,23 @@ _LIST = [
     # -- rows
     declare("softmax_forward", "z:mn >y:mn", "y = exp(z - max z) / sum exp(z - max z), row by row"),
     declare("softmax_backward", "dy:mn y:mn >dz:mn", "dz = y * (dy - sum(dy * y)), row by row"),
-    # -- batch norm, biased variance in the batch, unbiased in the running statistics
+    # -- batch norm, biased variance in the batch, unbiased in the running statistics; the n columns are those of k
+    # channels, n/k neighbours each, which share their figures: (batch, channels) or (batch, channels, *spatial)
     declare("batch_norm_forward",
-        "x:mn gamma:n beta:n +running_mean:n +running_var:n >mean:n >rstd:n >y:mn",
+        "x:mn gamma:k beta:k +running_mean:k +running_var:k >mean:k >rstd:k >y:mn",
         "y = gamma (x - mean) rstd + beta; running = momentum * running + (1 - momentum) * batch",
-        scalars="momentum epsilon"),
-    declare("batch_norm_inference", "x:mn gamma:n beta:n running_mean:n running_var:n >y:mn",
-        "y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta", scalars="epsilon"),
-    declare("batch_norm_backward", "dy:mn x:mn gamma:n mean:n rstd:n >dx:mn >dgamma:n >dbeta:n",
-        "dbeta = sum dy; dgamma = sum dy xhat; dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)"),
-    # -- layer norm, biased variance of each row
-    declare("layer_norm_forward", "x:mn gamma:n beta:n >mean:m >rstd:m >y:mn",
-        "y = gamma (x - mean) rstd + beta, row by row", scalars="epsilon"),
-    declare("layer_norm_backward", "dy:mn x:mn gamma:n mean:m rstd:m >dx:mn >dgamma:n >dbeta:n",
-        "g = gamma dy; dx = rstd (g - mean_j g - xhat mean_j(g xhat)); dgamma, dbeta = sums over rows of dy xhat, dy"),
+        scalars="momentum epsilon", multiples="nk"),
+    declare("batch_norm_inference", "x:mn gamma:k beta:k running_mean:k running_var:k >y:mn",
+        "y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta", scalars="epsilon", multiples="nk"),
+    declare("batch_norm_backward", "dy:mn x:mn gamma:k mean:k rstd:k >dx:mn >dgamma:k >dbeta:k",
+        "dbeta = sum dy; dgamma = sum dy xhat; dx = gamma rstd (dy - mean dy - xhat mean(dy xhat))", multiples="nk"),
+    # -- group norm, biased variance of each row's g groups of channels: one group is layer norm (which has k = n), a
+    # group for each channel instance norm
+    declare("group_norm_forward", "x:mn gamma:k beta:k >mean:mg >rstd:mg >y:mn",
+        "y = gamma (x - mean) rstd + beta, group by group", scalars="epsilon", multiples="nk kg"),
+    declare("group_norm_backward", "dy:mn x:mn gamma:k mean:mg rstd:mg >dx:mn >dgamma:k >dbeta:k",
+        "h = gamma dy; dx = rstd (h - mean_j h - xhat mean_j(h xhat)); dgamma, dbeta = sums of dy xhat, dy",
+        multiples="nk kg"),
     # -- dropout: Philox, counter (column // 4, row, step, layer), key = seed; kept if the word >= rate 2^32
     declare("dropout", "x:mn seed:Q[i] step:Q[i] >y:mn",
         "y = keep * x / (1 - rate); the backward pass is the same instruction on the gradient",
@@ -177,6 +191,10 @@ class Instruction:
                         f"to fit {known[1]}"
                     )
             self._check_dtype(spec, value)
+        for whole, part in op.multiples:
+            (size, name), (parts, other) = sizes[whole], sizes[part]
+            if size % parts if parts else size:
+                raise ShapeError(f"{op.name}: {other} is of {parts}, {name} of {size}; expected a divisor of {size}")
 
     def _check_dtype(self, spec: Operand, value: Any) -> None:
         if spec.dtype == "f":

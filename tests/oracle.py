@@ -61,23 +61,64 @@ def dense_backward(dy, x, w, z, activation):
 # -------------------------------------------------------------------------------------------------- batch norm
 
 
+def _of_channels(x, *values):
+    """Figures of channels, or of ``(m, channels)``, with the axes of ``x (m, channels, *spatial)``."""
+    return [v.reshape(*v.shape[:-1], v.shape[-1], *[1] * (x.ndim - 2)) for v in values]
+
+
+def _but_channels(x):
+    return (0, *range(2, x.ndim))
+
+
 def batch_norm_forward(x, gamma, beta, running_mean, running_var, momentum, epsilon):
     """``y``, batch mean, ``1/sqrt(var + eps)`` and the new running statistics (unbiased variance)."""
-    m = x.shape[0]
-    mean, var = x.mean(axis=0), x.var(axis=0)
+    m = x.size // x.shape[1]
+    mean, var = x.mean(axis=_but_channels(x)), x.var(axis=_but_channels(x))
     rstd = 1 / np.sqrt(var + x.dtype.type(epsilon))
-    y = gamma * (x - mean) * rstd + beta
+    g, b, centre, scale = _of_channels(x, gamma, beta, mean, rstd)
+    y = g * (x - centre) * scale + b
     keep, move = x.dtype.type(momentum), x.dtype.type(1 - momentum)
     unbiased = var * x.dtype.type(m / max(m - 1, 1))
     return y, mean, rstd, keep * running_mean + move * mean, keep * running_var + move * unbiased
 
 
+def batch_norm_inference(x, gamma, beta, running_mean, running_var, epsilon):
+    """``gamma (x - running_mean) / sqrt(running_var + eps) + beta``"""
+    g, b, mean, var = _of_channels(x, gamma, beta, running_mean, running_var)
+    return g * (x - mean) / np.sqrt(var + x.dtype.type(epsilon)) + b
+
+
 def batch_norm_backward(dy, x, gamma, mean, rstd):
     """``dx``, ``dgamma``, ``dbeta``."""
-    m = x.shape[0]
-    xhat = (x - mean) * rstd
-    dbeta, dgamma = dy.sum(axis=0), (dy * xhat).sum(axis=0)
-    return gamma * rstd * (dy - dbeta / m - xhat * dgamma / m), dgamma, dbeta
+    m = x.size // x.shape[1]
+    g, centre, scale = _of_channels(x, gamma, mean, rstd)
+    xhat = (x - centre) * scale
+    dbeta, dgamma = dy.sum(axis=_but_channels(x)), (dy * xhat).sum(axis=_but_channels(x))
+    level, slope = _of_channels(x, dbeta / m, dgamma / m)
+    return g * scale * (dy - level - xhat * slope), dgamma, dbeta
+
+
+# -------------------------------------------------------------------------------------------------- group norm
+
+
+def group_norm_forward(x, gamma, beta, groups, epsilon):
+    """``y`` and, of each group of channels of each sample, the mean and ``1/sqrt(var + eps)``, ``(m, groups)``."""
+    lines = x.reshape(len(x), groups, -1)
+    mean, var = lines.mean(axis=2), lines.var(axis=2)
+    rstd = 1 / np.sqrt(var + x.dtype.type(epsilon))
+    xhat = ((lines - mean[..., None]) * rstd[..., None]).reshape(x.shape)
+    g, b = _of_channels(x, gamma, beta)
+    return g * xhat + b, mean, rstd
+
+
+def group_norm_backward(dy, x, gamma, mean, rstd):
+    """``dx``, ``dgamma``, ``dbeta``."""
+    lines = x.reshape(*mean.shape, -1)
+    xhat, (g,) = (lines - mean[..., None]) * rstd[..., None], _of_channels(x, gamma)
+    h = (dy * g).reshape(lines.shape)
+    level, slope = (a.mean(axis=2, keepdims=True) for a in (h, h * xhat))
+    dx = (rstd[..., None] * (h - level - xhat * slope)).reshape(x.shape)
+    return dx, (dy * xhat.reshape(x.shape)).sum(axis=_but_channels(x)), dy.sum(axis=_but_channels(x))
 
 
 # -------------------------------------------------------------------------------------------------- layer norm

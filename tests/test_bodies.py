@@ -9,14 +9,28 @@ from dlcore.kernels.cpu import dropout, entries, norm, prepared, steps
 from dlcore.kernels.program import Buffer
 
 ROW_COUNT = 37  # 3 chunks
-SIZES = {"m": ROW_COUNT, "k": 5, "n": 7, "N": 41, "O": 41, "H": 3, "Q": 1, "K": 4, "U": 5, "P": 40_000, "B": 3, "S": 2}
+SIZES = {
+    "m": ROW_COUNT,
+    "k": 5,
+    "n": 15,
+    "g": 1,
+    "N": 41,
+    "O": 41,
+    "H": 3,
+    "Q": 1,
+    "K": 4,
+    "U": 5,
+    "P": 40_000,
+    "B": 3,
+    "S": 2,
+}
 # Steps that call what they know by its address only, or sum with vector instructions; the tests of the kernels compare
 # them with oracles.
 BY_ADDRESS = {
     "dense_forward", "dense_forward_columns", "dense_backward_x", "dense_backward_x_columns", "dense_backward_z",
     "dense_backward_w", "dense_update", "sum_chunks_update", "activation_forward", "activation_backward",
     "elementwise_loss", "optimizer_update", "optimizer_update_apart", "optimizer_begin", "barrier",
-    "layer_norm_forward", "layer_norm_gradient",
+    "group_norm_forward", "group_norm_gradient",
 }  # fmt: skip
 IN_PYTHON = [
     pytest.param(name, full, id=f"{name}, {'all' if full else 'needed'} operands")

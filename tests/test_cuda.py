@@ -16,7 +16,7 @@ from dlcore.kernels import Builder
 from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
-from dlcore.kernels.instructions import OPS
+from dlcore.kernels.instructions import OPS, Instruction
 from dlcore.kernels.program import tensor_blocks
 from dlcore.kernels.rule import REGISTRY, find
 from dlcore.kernels.rule import activation as make_activation
@@ -26,7 +26,7 @@ if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
 
 from dlcore.kernels.cuda.engine import Engine as CudaEngine
-from dlcore.kernels.cuda.launch import host_function, takes
+from dlcore.kernels.cuda.launch import host_function, plan, takes
 
 if simulated():
     from simulator import thread_order
@@ -45,8 +45,23 @@ SIZES = {
     "warp": (33, 37, 5),
     "tile": (67, 71, 19),
 }
+# rows, columns, channels, groups of the norms
+CHANNELS = {
+    "one": (1, 1, 1, 1),
+    "row": (1, 7, 7, 1),
+    "column": (5, 1, 1, 1),
+    "prime": (13, 33, 11, 11),
+    "warp": (33, 37, 37, 1),
+    "tile": (67, 71, 71, 1),
+    "tall": (519, 5, 5, 1),
+    "pairs": (9, 12, 12, 6),
+    "places": (3, 140, 4, 2),
+    "groups": (7, 195, 39, 3),
+    "one place a channel": (2, 6, 6, 6),
+    "parts": (19, 2 * 487, 2, 1),  # more elements of a channel than a part of 8192
+}
 TALL = (519, 5, 3)  # more rows than two chunks
-CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "layer_norm_backward")
+CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "group_norm_backward")
 
 
 def _check(name, got, cpu, reference, terms):
@@ -59,7 +74,7 @@ def _check(name, got, cpu, reference, terms):
 
 def _terms(op, values):
     """The largest term of sums that cancel: elements for the norms, 1/rows for gradients of a mean."""
-    if op.name.startswith(("batch_norm", "layer_norm")):
+    if op.name.startswith(("batch_norm", "group_norm")):
         return float(np.abs(values["x"]).max(initial=0.0))
     return 1.0 / max(1, len(next(iter(values.values()))))
 
@@ -69,8 +84,18 @@ def _terms(op, values):
 
 def _operands(op, size, rule, rng):
     """Values in float64 for the operands of ``op``, by name."""
-    m, n, k = size
-    letters = {"m": m, "n": n, "k": k, "N": 2 * m + 1, "O": 2 * m + 1, "Q": 1, "H": 3, "P": m * n * k + 3}
+    m, n, k, *g = size
+    letters = {
+        "m": m,
+        "n": n,
+        "k": k,
+        "g": g[0] if g else 0,
+        "N": 2 * m + 1,
+        "O": 2 * m + 1,
+        "Q": 1,
+        "H": 3,
+        "P": m * n * k + 3,
+    }
     if op.rule == "optimizer":
         count = UNIFORM_HEADER + len(uniforms_of(rule))
         letters |= {"S": len(rule.slots), "K": len(rule.hyper), "U": count, "V": count + len(rule.sums)}
@@ -199,10 +224,10 @@ def _of(op):
 def _cases():
     for op in OPS.values():
         for absent in _absences(op):
-            for label, size in SIZES.items():
+            for label, size in (CHANNELS if op.multiples else SIZES).items():
                 name = f"{op.name}{'-' if absent else ''}-{label}"
                 yield pytest.param(op, size, absent, id=name)
-            if op.name in CHUNKED:
+            if op.name in CHUNKED and not op.multiples:
                 yield pytest.param(op, TALL, absent, id=f"{op.name}{'-' if absent else ''}-tall")
 
 
@@ -212,9 +237,58 @@ def test_instruction(op, size, absent, dtype):
     _compare(op, size, absent, _of(op), dtype)
 
 
+# ----------------------------------------------------------------------------------------- rows in registers
+
+_ROWS = ("softmax_forward", "softmax_backward", "softmax_cross_entropy", "softmax_cross_entropy_dense",
+         "group_norm_forward", "group_norm_backward")  # fmt: skip
+# one vector and less, several, the last of them in part; single elements; the longest in registers, and longer ones
+_COLUMNS = {np.float32: (4, 132, 1021, 1024, 1030), np.float64: (2, 66, 511, 512, 513)}
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [(d, n) for d in DTYPES for n in _COLUMNS[d]])
+@pytest.mark.parametrize("name", _ROWS)
+def test_rows_of_any_length(name, dtype, columns):
+    _compare(OPS[name], (3, columns, columns, 1), (), None, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(3, 264, 4, 2), (2, 1032, 516, 1), (3, 2 * 261, 6, 2), (2, 2200, 4, 2)], ids=str)
+@pytest.mark.parametrize("name", _ROWS[-2:])
+def test_groups_of_any_length(name, size, dtype):
+    """Channels of several columns that begin anywhere in a lane's vector; groups too long for registers."""
+    _compare(OPS[name], size, (), None, dtype)
+
+
+@pytest.mark.skipif(not simulated(), reason="arrays of NumPy run on the simulator only")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", _ROWS)
+def test_the_same_bits_wherever_rows_begin(name, dtype):
+    """128-bit access and access to one element after another take the same elements."""
+    from dlcore.kernels.cuda.arrays import memory
+
+    op = OPS[name]
+    values = _operands(op, (3, 132, 132, 1), None, np.random.default_rng(5))
+    results, kinds = [], []
+    for offset in (0, 1):
+        operands = []
+        for spec in op.operands:
+            value = np.asarray(values[spec.name], np.int64 if spec.dtype == "i" else dtype)
+            room = np.empty(value.size + 16, value.dtype)
+            first = -room.ctypes.data % 16 // room.itemsize + offset
+            operands.append(room[first : first + value.size].reshape(value.shape))
+            operands[-1][...] = value
+        launches = plan(Instruction(name, operands, None, [_SCALARS[s] for s in op.scalars]), operands)
+        memory.run(launches)
+        kinds.append([launch.kernel.name for launch in launches])
+        results.append([a for a, s in zip(operands, op.operands, strict=True) if s.access != "read"])
+    assert kinds[1] == [f"{kinds[0][0]}_scalar", *kinds[0][1:]]
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 # the kernels with barriers or shuffles; the others have no order to depend on
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
-            "batch_norm_backward", "layer_norm_forward", "layer_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
+            "batch_norm_backward", "group_norm_forward", "group_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
             "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite")  # fmt: skip
 
@@ -225,7 +299,8 @@ def test_order_of_threads(name, order):
     op = OPS[name]
     with thread_order(order, 7):
         for size in ("prime", "warp"):
-            _compare(op, SIZES[size], (), _of(op), np.float32)
+            size = (CHANNELS if op.multiples else SIZES)[size]
+            _compare(op, size, (), _of(op), np.float32)
 
 
 @pytest.mark.parametrize("kind", ["activation", "loss", "optimizer"])
@@ -319,11 +394,11 @@ def test_layer_norm_in_place():
     x, dy = rng.standard_normal((2, 300, 7))
     gamma, rstd = rng.uniform(0.5, 1.5, 7), rng.uniform(0.5, 1.5, 300)
     expected = kernels.layer_norm_backward(dy, x, gamma, x.mean(axis=1), rstd)
-    operands = [_device(a) for a in (dy, x, gamma, x.mean(axis=1), rstd)]
+    operands = [_device(a) for a in (dy, x, gamma, x.mean(axis=1, keepdims=True), rstd[:, None])]
     sums = [_device(np.empty(7)) for _ in range(2)]
     from dlcore.kernels.cuda.arrays import backend_of
 
-    backend_of(operands).run("layer_norm_backward", [*operands, operands[0], *sums])
+    backend_of(operands).run("group_norm_backward", [*operands, operands[0], *sums])
     for got, e in zip((operands[0], *sums), expected, strict=True):
         np.testing.assert_allclose(_host(got), e, rtol=1e-12, atol=1e-12)
 

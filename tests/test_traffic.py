@@ -43,6 +43,18 @@ def test_batch_norm_reads_the_figures_of_a_column_once_for_four_rows(name, vecto
     assert traffic.count(OPS[name], (rows, columns, 1)).launches[-1].small == rows // 4 * columns * vectors * 4
 
 
+@pytest.mark.parametrize("columns", [4, 130, 1000])
+def test_sums_over_rows_along_with_the_gradient_of_layer_norm_cost_little_more(columns):
+    """Beside dy, x and dx: gamma for each row, from the cache; for 32 rows two rows of partial sums."""
+    rows = 64
+    moved = traffic.count(OPS["group_norm_backward"], (rows, columns, 1))
+    assert moved.launches[0].name.startswith("group_norm_backward_row")
+    assert moved.total.read == 2 * moved.total.written == 2 * rows * columns * 4
+    figures = 2 * rows * 32  # the mean and the deviation, which every lane asks for
+    partial = 2 * 2 * (rows // 32) * columns + 2 * columns
+    assert moved.total.small == 4 * (rows * columns + figures + partial)
+
+
 def _count(function, array, block=1):
     tally = traffic._Tally()
     cuda.jit(function)[1, block](traffic._Counting(array, tally))

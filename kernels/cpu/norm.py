@@ -1,6 +1,7 @@
 """Batch normalisation on the CPU.
 
-Memory contract: ``y``, ``mean``, ``rstd``, ``dx`` and sums are overwritten, the running statistics updated.
+Memory contract: ``y``, ``mean``, ``rstd``, ``dx`` and sums are overwritten, the running statistics updated. Where a
+channel has several columns, its figures are repeated for each, and sums of columns added: the loops run over columns.
 Statistics are taken over slabs of rows, shifted by about their mean, and the slabs are merged in order in
 float64 (Chan, Golub & LeVeque 1983): sums over a whole batch of 8192 rows would lose two digits in float32.
 """
@@ -17,9 +18,44 @@ from .stream import LARGE, stream, streamed
 _SLAB = 64
 
 
+def repeat(values, count):
+    """Each of the first ``count`` values as often in a row as they fit into ``values``, in place."""
+    times = values.size // count
+    for back in range(count):
+        c = count - 1 - back  # from the last, or one would be overwritten before it is read
+        v = values[c]
+        part = values[c * times : (c + 1) * times]
+        for j in range(part.size):
+            part[j] = v
+
+
+def add_neighbours(values, totals):
+    """``totals``, which may begin where ``values`` does: sums over as many neighbours as come to each, in float64."""
+    times = values.size // totals.size
+    for c in range(totals.size):
+        part = values[c * times : (c + 1) * times]
+        t0 = 0.0
+        t1 = 0.0
+        t2 = 0.0
+        t3 = 0.0
+        j = 0
+        while j + 4 <= part.size:
+            t0 += float(part[j])
+            t1 += float(part[j + 1])
+            t2 += float(part[j + 2])
+            t3 += float(part[j + 3])
+            j += 4
+        while j < part.size:
+            t0 += float(part[j])
+            j += 1
+        totals[c] = totals.dtype.type((t0 + t1) + (t2 + t3))
+
+
 def batch_norm_moments(scratch, x, shift, offset, squares):
-    """Of each column of a chunk: ``shift + offset`` is its mean, ``squares`` its sum of squared deviations."""
+    """Of each channel in a chunk: ``shift + offset`` is its mean, ``squares`` its sum of squared deviations."""
     m, n = x.shape
+    channels = shift.size
+    spatial = n // channels
     sums = view(scratch, n)
     spread = view(scratch + n * x.itemsize, n)
     base = view(scratch + 2 * n * x.itemsize, n)
@@ -28,18 +64,29 @@ def batch_norm_moments(scratch, x, shift, offset, squares):
         count = min(_SLAB, m - first)
         slab = x[first : first + count]
         _average_of_first(slab, base)
+        if spatial > 1:
+            share = number(1.0 / spatial)
+            add_neighbours(base, base[:channels])
+            for c in range(channels):
+                base[c] *= share
+            repeat(base, channels)
         _shifted_sums(slab, base, sums, spread)
+        if spatial > 1:
+            add_neighbours(sums, sums[:channels])
+            add_neighbours(spread, spread[:channels])
+            for c in range(channels):
+                base[c] = base[c * spatial]
         weight = count / (first + count)
-        cross = first * count / (first + count)
-        inverse = 1.0 / count
+        cross = first * count / (first + count) * spatial
+        inverse = 1.0 / (count * spatial)
         if first == 0:
-            for j in range(n):
+            for j in range(channels):
                 s = float(sums[j])
                 shift[j] = base[j]
                 offset[j] = number(s * inverse)
                 squares[j] = number(float(spread[j]) - s * s * inverse)
         else:
-            for j in range(n):
+            for j in range(channels):
                 s = float(sums[j])
                 delta = float(base[j] - shift[j]) + s * inverse - float(offset[j])
                 offset[j] += number(delta * weight)
@@ -109,24 +156,32 @@ def batch_norm_apply(
     merges the moments of all chunks for itself, which is cheaper than to meet once more.
     """
     m, n = x.shape
+    channels = mean.size
+    spatial = n // channels
     number = x.dtype.type
-    total = view_double(scratch, n)
-    spread = view_double(scratch + 8 * n, n)
-    scale = view(scratch + 16 * n, n)
-    base = view_double(scratch + 24 * n, n)
-    _merge(shifts, offsets, squares, rows, base, total, spread)
+    total = view_double(scratch, channels)
+    spread = view_double(scratch + 8 * n, channels)
+    scale = view(scratch + 16 * n, channels)
+    base = view_double(scratch + 24 * n, channels)
+    _merge(shifts, offsets, squares, rows, spatial, base, total, spread)
     keep = number(momentum)
     move = number(1.0 - momentum)
-    unbiased = 1.0 / max(rows - 1, 1)
+    unbiased = 1.0 / max(rows * spatial - 1, 1)
     if thread == 0:
-        for j in range(n):
+        for j in range(channels):
             running_mean[j] = keep * running_mean[j] + move * number(total[j])
             running_var[j] = keep * running_var[j] + move * number(spread[j] * unbiased)
-    share = 1.0 / rows
-    for j in range(n):
+    share = 1.0 / (rows * spatial)
+    for j in range(channels):
         mean[j] = number(total[j])
         rstd[j] = number(1.0 / math.sqrt(spread[j] * share + epsilon))
         scale[j] = gamma[j] * rstd[j]
+    centre = mean
+    level = beta
+    if spatial > 1:
+        centre = of_columns(mean, view(scratch, n))  # the sums are done with
+        level = of_columns(beta, view(scratch + 8 * n, n))
+        scale = of_columns(scale, view(scratch + 24 * n, n))
     large = rows * n * x.itemsize > LARGE
     line = view(scratch + 32 * n, n)
     last = (m - 1) // _SLAB
@@ -136,14 +191,22 @@ def batch_norm_apply(
             row = x[i]
             out = line if large else y[i]
             for j in range(n):
-                out[j] = (row[j] - mean[j]) * scale[j] + beta[j]
+                out[j] = (row[j] - centre[j]) * scale[j] + level[j]
             if large:
                 stream(line, y[i])
     if large:
         streamed()
 
 
-def _merge(shifts, offsets, squares, rows, base, total, spread):
+def of_columns(values, out):
+    """``out``, with each value for every column of its channel."""
+    for c in range(values.size):
+        out[c] = values[c]
+    repeat(out, values.size)
+    return out
+
+
+def _merge(shifts, offsets, squares, rows, spatial, base, total, spread):
     """Mean and sum of squared deviations of all rows, from those of the chunks, all of ``size`` rows but the last.
 
     Until the end, means are taken relative to that of the first chunk, the ``base``: what is lost in the rounding of
@@ -159,7 +222,7 @@ def _merge(shifts, offsets, squares, rows, base, total, spread):
         before = c * size
         count = min(size, rows - before)
         weight = count / (before + count)
-        cross = before * count / (before + count)
+        cross = before * count / (before + count) * spatial
         shift = shifts[c]
         offset = offsets[c]
         square = squares[c]
@@ -172,23 +235,37 @@ def _merge(shifts, offsets, squares, rows, base, total, spread):
 
 
 def batch_norm_inference(scratch, x, gamma, beta, running_mean, running_var, y, epsilon):
-    """``y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``, folded into one scale a column."""
+    """``y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``, folded into one scale a channel."""
     m, n = x.shape
-    scale = view(scratch, n)
-    for j in range(n):
+    scale = view(scratch, gamma.size)
+    for j in range(gamma.size):
         scale[j] = x.dtype.type(float(gamma[j]) / math.sqrt(float(running_var[j]) + epsilon))
+    centre = running_mean
+    level = beta
+    if n > gamma.size:
+        centre = of_columns(running_mean, view(scratch + 8 * n, n))
+        level = of_columns(beta, view(scratch + 16 * n, n))
+        scale = of_columns(scale, view(scratch + 24 * n, n))
     for i in range(m):
         row = x[i]
         out = y[i]
         for j in range(n):
-            out[j] = (row[j] - running_mean[j]) * scale[j] + beta[j]
+            out[j] = (row[j] - centre[j]) * scale[j] + level[j]
 
 
-def batch_norm_sums(dy, x, mean, rstd, dgamma, dbeta):
+def batch_norm_sums(scratch, dy, x, mean, rstd, dgamma, dbeta):
     """``dbeta = sum dy``, ``dgamma = sum dy xhat`` over a chunk of rows."""
     m, n = x.shape
-    dbeta[:] = 0
-    dgamma[:] = 0
+    channels = mean.size
+    centre = mean
+    slope = dgamma
+    level = dbeta
+    if n > channels:
+        centre = of_columns(mean, view(scratch, n))
+        slope = view(scratch + 8 * n, n)
+        level = view(scratch + 16 * n, n)
+    level[:] = 0
+    slope[:] = 0
     i = 0
     while i + 4 <= m:
         x0 = x[i]
@@ -200,34 +277,44 @@ def batch_norm_sums(dy, x, mean, rstd, dgamma, dbeta):
         d2 = dy[i + 2]
         d3 = dy[i + 3]
         for j in range(n):
-            dbeta[j] += (d0[j] + d1[j]) + (d2[j] + d3[j])
-            upper = d0[j] * (x0[j] - mean[j]) + d1[j] * (x1[j] - mean[j])
-            dgamma[j] += upper + (d2[j] * (x2[j] - mean[j]) + d3[j] * (x3[j] - mean[j]))
+            level[j] += (d0[j] + d1[j]) + (d2[j] + d3[j])
+            upper = d0[j] * (x0[j] - centre[j]) + d1[j] * (x1[j] - centre[j])
+            slope[j] += upper + (d2[j] * (x2[j] - centre[j]) + d3[j] * (x3[j] - centre[j]))
         i += 4
     while i < m:
         row = x[i]
         d = dy[i]
         for j in range(n):
-            dbeta[j] += d[j]
-            dgamma[j] += d[j] * (row[j] - mean[j])
+            level[j] += d[j]
+            slope[j] += d[j] * (row[j] - centre[j])
         i += 1
-    for j in range(n):
+    if n > channels:
+        add_neighbours(slope, dgamma)
+        add_neighbours(level, dbeta)
+    for j in range(channels):
         dgamma[j] *= rstd[j]
 
 
 def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, dx):
-    """``dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)``, with ``dgamma`` and ``dbeta`` summed over the chunks."""
+    """``dx = gamma rstd (dy - mean dy - xhat mean(dy xhat))``, with ``dgamma`` and ``dbeta`` summed over the chunks."""
     m, n = x.shape
-    scale = view(scratch, n)
-    slope = view(scratch + n * x.itemsize, n)
-    level = view(scratch + 2 * n * x.itemsize, n)
+    channels = mean.size
+    scale = view(scratch, channels)
+    slope = view(scratch + n * x.itemsize, channels)
+    level = view(scratch + 2 * n * x.itemsize, channels)
     sum_chunks(dgamma, slope)
     sum_chunks(dbeta, level)
-    share = x.dtype.type(1.0 / rows)
-    for j in range(n):
+    share = x.dtype.type(1.0 / (rows * (n // channels)))
+    for j in range(channels):
         scale[j] = gamma[j] * rstd[j]
         slope[j] *= scale[j] * rstd[j] * share
         level[j] *= scale[j] * share
+    centre = mean
+    if n > channels:
+        scale = of_columns(scale, view(scratch, n))
+        slope = of_columns(slope, view(scratch + n * x.itemsize, n))
+        level = of_columns(level, view(scratch + 2 * n * x.itemsize, n))
+        centre = of_columns(mean, view(scratch + 32 * n, n))
     in_place = dy.ctypes.data == dx.ctypes.data
     large = rows * n * x.itemsize > LARGE and not in_place
     line = view(scratch + 24 * n, n)
@@ -239,11 +326,11 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
             out = line if large else dx[i]
             if in_place:  # twice, or the compiler takes one element at a time: the two might overlap in any way
                 for j in range(n):
-                    out[j] = (out[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
+                    out[j] = (out[j] * scale[j] - level[j]) - (row[j] - centre[j]) * slope[j]
             else:
                 d = dy[i]
                 for j in range(n):
-                    out[j] = (d[j] * scale[j] - level[j]) - (row[j] - mean[j]) * slope[j]
+                    out[j] = (d[j] * scale[j] - level[j]) - (row[j] - centre[j]) * slope[j]
                 if large:
                     stream(line, dx[i])
     if large:

@@ -62,19 +62,19 @@ _NEW = [
     declare("sum_chunks", "sums:Cn >total:n", "total = the sum of the chunks, in order", division="one"),
     declare("sum_chunks_update", "sums:Cn >g:n +w:n +slots:SP uniforms:U", "the same, and the optimizer on it",
             scalars="offset", rule="optimizer", division="one"),
-    declare("batch_norm_moments", "x:mn >shift:cn >offset:cn >squares:cn",
-            "of each column of a chunk: shift + offset = the mean, and the sum of squared deviations",
+    declare("batch_norm_moments", "x:mn >shift:ck >offset:ck >squares:ck",
+            "of each channel in a chunk: shift + offset = the mean, and the sum of squared deviations",
             division="chunks"),
     declare("batch_norm_apply",
-            "x:mn gamma:n beta:n +running_mean:n +running_var:n shifts:Cn offsets:Cn squares:Cn =mean:n =rstd:n "
+            "x:mn gamma:k beta:k +running_mean:k +running_var:k shifts:Ck offsets:Ck squares:Ck =mean:k =rstd:k "
             ">y:mn",
             "y = gamma (x - mean) rstd + beta", scalars="momentum epsilon", division="rows"),
-    declare("batch_norm_sums", "dy:mn x:mn mean:n rstd:n >dgamma:cn >dbeta:cn", "sums of dy xhat and of dy",
+    declare("batch_norm_sums", "dy:mn x:mn mean:k rstd:k >dgamma:ck >dbeta:ck", "sums of dy xhat and of dy",
             division="chunks"),
-    declare("batch_norm_gradient", "dy:mn x:mn gamma:n mean:n rstd:n dgamma:Cn dbeta:Cn >dx:mn",
-            "dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)", division="rows"),
-    declare("layer_norm_gradient", "dy:mn x:mn gamma:n mean:m rstd:m >dx:mn >dgamma:cn >dbeta:cn",
-            "dx of layer_norm_backward; sums of dy xhat and of dy", division="chunks"),
+    declare("batch_norm_gradient", "dy:mn x:mn gamma:k mean:k rstd:k dgamma:Ck dbeta:Ck >dx:mn",
+            "dx = gamma rstd (dy - mean dy - xhat mean(dy xhat))", division="rows"),
+    declare("group_norm_gradient", "dy:mn x:mn gamma:k mean:mg rstd:mg >dx:mn >dgamma:ck >dbeta:ck",
+            "dx of group_norm_backward; sums of dy xhat and of dy", division="chunks"),
     declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
     declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
             "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0", division="one"),
@@ -96,12 +96,12 @@ _NEW = [
 MADE_OF_STEPS = (
     "batch_norm_forward",
     "batch_norm_backward",
-    "layer_norm_backward",
+    "group_norm_backward",
     "check_finite",
     "clip_by_global_norm",
     "clip_by_norm",
     "tensor_sums",
-)  # fmt: skip
+)
 
 STEPS: dict[str, Op] = {
     name: Op(name, op.operands, op.scalars, op.rule, op.doc, _DIVISION.get(name, "rows"))
@@ -144,10 +144,10 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         yield step("batch_norm_gradient", [dy, x, gamma, mean, rstd, *parts, dx])
         for part, total in zip(parts, (dgamma, dbeta), strict=True):
             yield step("sum_chunks", [part, total])
-    elif name == "layer_norm_backward":
+    elif name == "group_norm_backward":
         *given, dx, dgamma, dbeta = operands
         parts = [_temporary(n, (CHUNKS, dgamma.shape[0]), dtype) for n in ("dgamma", "dbeta")]
-        yield step("layer_norm_gradient", [*given, dx, *parts])
+        yield step("group_norm_gradient", [*given, dx, *parts])
         for part, total in zip(parts, (dgamma, dbeta), strict=True):
             yield step("sum_chunks", [part, total])
     elif name == "clip_by_global_norm":

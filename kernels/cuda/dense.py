@@ -95,16 +95,15 @@ def sum_partials(partial: Any, out: Any) -> list[Launch]:
     return [Launch(_add_partials(out.dtype), (ceil_div(out.size, BLOCK),), (BLOCK,), (partial, out))]
 
 
-def partials_of(out: Any, rows: int) -> Any:
-    """Room for one row of sums per 256 rows: ``out`` itself where that is one."""
-    chunks = ceil_div(rows, CHUNK)
-    return out.reshape(1, out.size) if chunks == 1 else scratch(out, (chunks, out.size))
+def partials(out: Any, parts: int) -> Any:
+    """Room for ``parts`` rows of sums: ``out`` itself where that is one."""
+    return out.reshape(1, out.size) if parts == 1 else scratch(out, (parts, out.size))
 
 
 def dense_backward_z(rule: Any, dy: Any, z: Any, y: Any, dz: Any, db: Any) -> list[Launch]:
     """``dz = dy * g'(z, y)`` and, where it is given, ``db`` = sum of the rows of ``dz``."""
     made = _slope_and_sum(dy.dtype, device_function(rule, "slope", dy.dtype), db is not None)
-    partial = dz if db is None else partials_of(db, y.shape[0])
+    partial = dz if db is None else partials(db, ceil_div(y.shape[0], CHUNK))
     launch = Launch(made, *tiled(*y.shape, depth=CHUNK), (dy, y if z is None else z, y, dz, partial))
     return [launch, *([] if db is None else sum_partials(partial, db))]
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import itertools
 import linecache
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from ..rule import REGISTRY, Rule
 from .machine_code import Kernel, argument_types, describe, meaning
 
 SIMULATED = simulated()
-MODULES = ("dense", "rowwise", "norm", "layer_norm", "update", "by_tensor", "finite", "dropout")
+MODULES = ("dense", "rowwise", "softmax", "norm", "group_norm", "update", "by_tensor", "finite", "dropout")
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
 CHUNK = 256  # rows that one block sums before partial sums are merged
@@ -56,8 +57,10 @@ class CudaBackend:
     @staticmethod
     @functools.cache
     def inline(function: Callable[..., Any]) -> Callable[..., Any]:
-        """A device function; on the simulator the plain function, which is the same and faster."""
-        return function if SIMULATED else cuda.jit(device=True)(function)
+        """A device function; on the simulator the plain function, which is faster, unless it asks for its thread."""
+        if SIMULATED and "cuda" not in function.__code__.co_names:
+            return function
+        return cuda.jit(device=True)(function)
 
 
 CUDA = CudaBackend()
@@ -215,24 +218,25 @@ class Entry(NamedTuple):
 
 
 def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[str, Instruction]]:
-    """Instructions on small arrays: every rule of the kind, with all optional operands and with none."""
-    sizes = {letter: 3 for spec in op.operands for letter in spec.dims} | {"m": 2 * CHUNK}
+    """Instructions on small arrays: every rule of the kind, with all optional operands and with none; many columns."""
+    sizes = {letter: 3 for spec in op.operands for letter in spec.dims} | {"m": 2 * CHUNK, "g": 1}
     rules = [rule for rule in REGISTRY[op.rule].values() if not only or rule.name in only] if op.rule else [None]
     if op.rule == "optimizer":
         rules = [rule for rule in rules if takes(op.name, rule)]
     kinds = {"f": dtype, "i": np.dtype(np.int64), "d": np.dtype(np.float64)}
-    optional = any(spec.optional for spec in op.operands)
-    for rule in rules:
+    shapes = [{}, {"n": 6, "g": 3}] if op.multiples else [{}]  # a channel with one column, and with several
+    full = [True, False] if any(spec.optional for spec in op.operands) else [True]
+    for rule, shape, given in itertools.product(rules, shapes, full):
         if rule is not None and op.rule == "optimizer":
             count = UNIFORM_HEADER + len(uniforms_of(rule))
             sizes |= {"S": len(rule.slots), "K": len(rule.hyper), "U": count, "V": count + len(rule.sums)}
-        for full in (True, False) if optional else (True,):
-            operands = [
-                None if spec.optional and not full else np.ones([sizes[d] for d in spec.dims], kinds[spec.dtype])
-                for spec in op.operands
-            ]
-            label = f"{op.name}{f'[{rule.name}]' if rule else ''}{'' if full else '-'}"
-            yield label, Instruction(op.name, operands, rule, [0.5] * len(op.scalars))
+        letters = sizes | shape
+        operands = [
+            None if spec.optional and not given else np.ones([letters[d] for d in spec.dims], kinds[spec.dtype])
+            for spec in op.operands
+        ]
+        label = f"{op.name}{f'[{rule.name}]' if rule else ''}{'' if given else '-'}{' spatial' if shape else ''}"
+        yield label, Instruction(op.name, operands, rule, [0.5] * len(op.scalars))
 
 
 def takes(op: str, rule: Any) -> bool:

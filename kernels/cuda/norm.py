@@ -4,6 +4,9 @@ Memory contract: ``y``, ``mean``, ``rstd``, ``dx``, ``dgamma``, ``dbeta`` are ov
 updated. A warp lies along 32 columns, so that every read is coalesced. A block takes 256 rows: each thread runs
 Welford's recurrence over every 8th row, the eight are merged in shared memory, and the blocks by one thread a column
 (Chan, Golub & LeVeque 1983). The order is fixed: no atomics, and a result repeats bit for bit.
+
+Where a channel has several columns, ``(batch, channels, *spatial)``, the sums of a channel are those of blocks that
+take 8192 of its elements each, in the order in which they lie. The last passes run over columns in either case.
 """
 
 from __future__ import annotations
@@ -13,9 +16,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .dense import partials_of, sum_partials
+from .dense import partials, sum_partials
 from .launch import BLOCK, CHUNK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, kernel, scratch, tiled
 
+PART = 8192  # elements of a channel with several columns that a block adds up
 SPAN = 32  # rows of a block of the last pass: a thread reads what belongs to its column once for four of them
 
 
@@ -64,6 +68,71 @@ def _moments(dtype: Any) -> Any:
 
 
 @kernel
+def _channel_moments(dtype: Any) -> Any:
+    number = np.dtype(dtype).type
+    zero, one = number(0), number(1)
+    kind = element(dtype)
+
+    def channel_moments(x, means, squares, spatial, rows_on, places_on):  # type: ignore[no-untyped-def]
+        """A thread takes every 256th element; their places follow from the one before, without a division."""
+        shared_mean = cuda.shared.array(BLOCK, kind)
+        shared_square = cuda.shared.array(BLOCK, kind)
+        shared_count = cuda.shared.array(BLOCK, kind)
+        t = cuda.threadIdx.x
+        part = cuda.blockIdx.x // means.shape[1]
+        channel = cuda.blockIdx.x - part * means.shape[1]
+        mean = zero
+        square = zero
+        count = zero
+        i = part * PART + t
+        last = min(x.shape[0] * spatial, (part + 1) * PART)
+        row = i // spatial
+        place = i - row * spatial
+        while i < last:
+            v = x[row, channel * spatial + place]
+            count += one
+            d = v - mean
+            mean += d / count
+            square += d * (v - mean)
+            i += BLOCK
+            row += rows_on
+            place += places_on
+            if place >= spatial:
+                place -= spatial
+                row += 1
+        shared_mean[t] = mean
+        shared_square[t] = square
+        shared_count[t] = count
+        cuda.syncthreads()
+        half = BLOCK // 2
+        while half > 0:
+            if t < half:
+                n = shared_count[t + half]
+                if n > zero:
+                    count = shared_count[t]
+                    total = count + n
+                    d = shared_mean[t + half] - shared_mean[t]
+                    shared_mean[t] += d * (n / total)
+                    shared_square[t] += shared_square[t + half] + d * d * (count * n / total)
+                    shared_count[t] = total
+            cuda.syncthreads()
+            half //= 2
+        if t == 0:
+            means[part, channel] = shared_mean[0]
+            squares[part, channel] = shared_square[0]
+
+    return channel_moments
+
+
+def _parts(rows: int, columns: int, channels: int) -> tuple[Any, ...]:
+    """How many parts the channels have, the grid and block of their blocks, and their last arguments."""
+    spatial = columns // channels
+    parts = ceil_div(rows * spatial, PART)
+    steps = (np.int64(v) for v in (spatial, *divmod(BLOCK, spatial)))
+    return parts, (parts * channels,), (BLOCK,), tuple(steps)
+
+
+@kernel
 def _statistics(dtype: Any) -> Any:
     number = np.dtype(dtype).type
     zero, one = number(0), number(1)
@@ -95,14 +164,15 @@ def _statistics(dtype: Any) -> Any:
 
 
 @kernel
-def _normalise() -> Any:
+def _normalise(spatial: bool) -> Any:
     def normalise(x, gamma, beta, mean, rstd, y):  # type: ignore[no-untyped-def]
         j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
         if j < y.shape[1]:
-            centre = mean[j]
-            scale = rstd[j]
-            slope = gamma[j]
-            shift = beta[j]
+            c = j // (y.shape[1] // gamma.size) if spatial else j
+            centre = mean[c]
+            scale = rstd[c]
+            slope = gamma[c]
+            shift = beta[c]
             last = min(y.shape[0], (cuda.blockIdx.x + 1) * SPAN)
             for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
                 y[row, j] = slope * ((x[row, j] - centre) * scale) + shift
@@ -127,29 +197,36 @@ def batch_norm_forward(
     The batch is normalised with the biased variance; the running variance takes the unbiased one.
     """
     m, n = x.shape
-    number = x.dtype.type
-    chunks = ceil_div(m, CHUNK)
-    means, squares = scratch(x, (chunks, n)), scratch(x, (chunks, n))
-    counts = CHUNK, m - (chunks - 1) * CHUNK
-    factors = [number(v) for v in (*counts, momentum, 1 - momentum, 1 / max(m - 1, 1), 1 / m, epsilon)]
-    columns = (ceil_div(n, BLOCK),), (BLOCK,)
+    channels = gamma.size
+    if n > channels:
+        chunks, *shape, steps = _parts(m, n, channels)
+        made, full = _channel_moments(x.dtype), PART
+    else:
+        chunks, shape, steps = ceil_div(m, CHUNK), tiled(m, n, depth=CHUNK), ()
+        made, full = _moments(x.dtype), CHUNK
+    means, squares = scratch(x, (chunks, channels)), scratch(x, (chunks, channels))
+    points = m * (n // channels)
+    counts = full, points - (chunks - 1) * full
+    factors = map(x.dtype.type, (*counts, momentum, 1 - momentum, 1 / max(points - 1, 1), 1 / points, epsilon))
+    columns = (ceil_div(channels, BLOCK),), (BLOCK,)
     return [
-        Launch(_moments(x.dtype), *tiled(m, n, depth=CHUNK), (x, means, squares)),
+        Launch(made, *shape, (x, means, squares, *steps)),
         Launch(_statistics(x.dtype), *columns, (means, squares, running_mean, running_var, mean, rstd, *factors)),
-        Launch(_normalise(), *tiled(m, n, depth=SPAN), (x, gamma, beta, mean, rstd, y)),
+        Launch(_normalise(n > channels), *tiled(m, n, depth=SPAN), (x, gamma, beta, mean, rstd, y)),
     ]
 
 
 @kernel
-def _inference(dtype: Any) -> Any:
+def _inference(dtype: Any, spatial: bool) -> Any:
     sqrt = CUDA.math("sqrt", dtype)
 
     def batch_norm_inference(x, gamma, beta, mean, var, y, epsilon):  # type: ignore[no-untyped-def]
         j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
         if j < y.shape[1]:
-            centre = mean[j]
-            slope = gamma[j] / sqrt(var[j] + epsilon)
-            shift = beta[j]
+            c = j // (y.shape[1] // gamma.size) if spatial else j
+            centre = mean[c]
+            slope = gamma[c] / sqrt(var[c] + epsilon)
+            shift = beta[c]
             last = min(y.shape[0], (cuda.blockIdx.x + 1) * SPAN)
             for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
                 y[row, j] = (x[row, j] - centre) * slope + shift
@@ -162,15 +239,17 @@ def batch_norm_inference(
 ) -> list[Launch]:
     """``y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``."""
     arguments = (x, gamma, beta, running_mean, running_var, y, x.dtype.type(epsilon))
-    return [Launch(_inference(x.dtype), *tiled(*x.shape, depth=SPAN), arguments)]
+    spatial = x.shape[1] > gamma.size
+    return [Launch(_inference(x.dtype, spatial), *tiled(*x.shape, depth=SPAN), arguments)]
 
 
 @kernel
-def _gradient_sums(dtype: Any) -> Any:
+def _gradient_sums(dtype: Any, by_row: bool) -> Any:
     zero = np.dtype(dtype).type(0)
     kind = element(dtype)
 
     def gradient_sums(dy, x, mean, rstd, dgammas, dbetas):  # type: ignore[no-untyped-def]
+        """``mean`` and ``rstd`` are those of a column, or in each row those of one of its groups of columns."""
         shared_gamma = cuda.shared.array((DEPTH, WIDTH), kind)
         shared_beta = cuda.shared.array((DEPTH, WIDTH), kind)
         rows, columns = x.shape
@@ -180,10 +259,16 @@ def _gradient_sums(dtype: Any) -> Any:
         dgamma = zero
         dbeta = zero
         if column < columns:
-            centre = mean[column]
-            scale = rstd[column]
+            if by_row:
+                group = column // (columns // mean.shape[1])
+            else:
+                centre = mean[column]
+                scale = rstd[column]
             last = min(rows, (cuda.blockIdx.x + 1) * CHUNK)
             for row in range(cuda.blockIdx.x * CHUNK + depth, last, DEPTH):
+                if by_row:
+                    centre = mean[row, group]
+                    scale = rstd[row, group]
                 d = dy[row, column]
                 dbeta += d
                 dgamma += d * ((x[row, column] - centre) * scale)
@@ -201,15 +286,87 @@ def _gradient_sums(dtype: Any) -> Any:
 
 
 @kernel
-def _gradient() -> Any:
+def _channel_gradient_sums(dtype: Any, by_row: bool) -> Any:
+    zero = np.dtype(dtype).type(0)
+    kind = element(dtype)
+
+    def channel_gradient_sums(dy, x, mean, rstd, dgammas, dbetas, spatial, rows_on, places_on):  # type: ignore[no-untyped-def]
+        """As channel_moments goes."""
+        shared_gamma = cuda.shared.array(BLOCK, kind)
+        shared_beta = cuda.shared.array(BLOCK, kind)
+        t = cuda.threadIdx.x
+        part = cuda.blockIdx.x // dgammas.shape[1]
+        channel = cuda.blockIdx.x - part * dgammas.shape[1]
+        if by_row:
+            group = channel // (dgammas.shape[1] // mean.shape[1])
+        else:
+            centre = mean[channel]
+            scale = rstd[channel]
+        dgamma = zero
+        dbeta = zero
+        i = part * PART + t
+        last = min(x.shape[0] * spatial, (part + 1) * PART)
+        row = i // spatial
+        place = i - row * spatial
+        while i < last:
+            if by_row:
+                centre = mean[row, group]
+                scale = rstd[row, group]
+            d = dy[row, channel * spatial + place]
+            dbeta += d
+            dgamma += d * ((x[row, channel * spatial + place] - centre) * scale)
+            i += BLOCK
+            row += rows_on
+            place += places_on
+            if place >= spatial:
+                place -= spatial
+                row += 1
+        shared_gamma[t] = dgamma
+        shared_beta[t] = dbeta
+        cuda.syncthreads()
+        half = BLOCK // 2
+        while half > 0:
+            if t < half:
+                shared_gamma[t] += shared_gamma[t + half]
+                shared_beta[t] += shared_beta[t + half]
+            cuda.syncthreads()
+            half //= 2
+        if t == 0:
+            dgammas[part, channel] = shared_gamma[0]
+            dbetas[part, channel] = shared_beta[0]
+
+    return channel_gradient_sums
+
+
+def gradient_sums(dy: Any, x: Any, mean: Any, rstd: Any, dgamma: Any, dbeta: Any) -> list[Launch]:
+    """``dgamma = sum dy xhat``, ``dbeta = sum dy`` of each channel; ``mean, rstd`` are of channels, or ``(m, g)``."""
+    m, n = x.shape
+    channels, by_row = dgamma.size, mean.ndim == 2
+    if n > channels:
+        parts, *shape, steps = _parts(m, n, channels)
+        made = _channel_gradient_sums(x.dtype, by_row)
+    else:
+        parts, shape, steps = ceil_div(m, CHUNK), tiled(m, n, depth=CHUNK), ()
+        made = _gradient_sums(x.dtype, by_row)
+    dgammas, dbetas = partials(dgamma, parts), partials(dbeta, parts)
+    return [
+        Launch(made, *shape, (dy, x, mean, rstd, dgammas, dbetas, *steps)),
+        *sum_partials(dgammas, dgamma),
+        *sum_partials(dbetas, dbeta),
+    ]
+
+
+@kernel
+def _gradient(spatial: bool) -> Any:
     def gradient(dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share):  # type: ignore[no-untyped-def]
         j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
         if j < x.shape[1]:
-            centre = mean[j]
-            scale = rstd[j]
-            factor = gamma[j] * scale
-            level = dbeta[j] * share
-            slope = dgamma[j] * share
+            c = j // (x.shape[1] // gamma.size) if spatial else j
+            centre = mean[c]
+            scale = rstd[c]
+            factor = gamma[c] * scale
+            level = dbeta[c] * share
+            slope = dgamma[c] * share
             last = min(x.shape[0], (cuda.blockIdx.x + 1) * SPAN)
             for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
                 dx[row, j] = factor * (dy[row, j] - level - (x[row, j] - centre) * scale * slope)
@@ -220,13 +377,12 @@ def _gradient() -> Any:
 def batch_norm_backward(
     dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any, dx: Any, dgamma: Any, dbeta: Any
 ) -> list[Launch]:
-    """``dbeta = sum dy``, ``dgamma = sum dy xhat``, ``dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)``."""
+    """``dbeta = sum dy``, ``dgamma = sum dy xhat``, ``dx = gamma rstd (dy - mean dy - xhat mean(dy xhat))``."""
     m, n = x.shape
-    dgammas, dbetas = partials_of(dgamma, m), partials_of(dbeta, m)
-    share = x.dtype.type(1.0 / m)
+    spatial = n // gamma.size
+    share = x.dtype.type(1.0 / (m * spatial))
+    last = _gradient(spatial > 1), *tiled(m, n, depth=SPAN)
     return [
-        Launch(_gradient_sums(x.dtype), *tiled(m, n, depth=CHUNK), (dy, x, mean, rstd, dgammas, dbetas)),
-        *sum_partials(dgammas, dgamma),
-        *sum_partials(dbetas, dbeta),
-        Launch(_gradient(), *tiled(m, n, depth=SPAN), (dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share)),
+        *gradient_sums(dy, x, mean, rstd, dgamma, dbeta),
+        Launch(*last, (dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share)),
     ]
