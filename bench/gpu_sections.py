@@ -91,7 +91,8 @@ def ceilings() -> Iterator[Row]:
         import torch
     except ImportError:
         return
-    for label, dtype, tf32 in (("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False)):
+    rounded = ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False), ("float16", torch.float16, False)
+    for label, dtype, tf32 in rounded:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         x, y = (torch.as_tensor(array, device="cuda").to(dtype) for array in (a, b))
         with _torch_stream():

@@ -1,4 +1,4 @@
-"""Matrix products on tensor cores: float32 in memory, TF32 or bfloat16 operands, float32 sums.
+"""Matrix products on tensor cores: float32 in memory, operands of TF32, bfloat16 or float16, float32 sums.
 
 Memory contract: the result is overwritten; arrays are C-contiguous. A block computes a tile of the result. Its threads
 read the next slice of both factors from memory, 128 bits at once where rows allow, while its warps multiply the last
