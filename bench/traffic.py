@@ -25,7 +25,9 @@ RULES = {"activation": "tanh", "loss": "mean_squared_error", "optimizer": "adam"
 # the least an instruction can do with sums over rows that come before the result is to read its inputs twice
 AT_MOST = {
     "optimizer_update": 1.0,
+    "optimizer_update_mixed": 1.0,
     "clip_by_global_norm": 1.0,
+    "clip_by_global_norm_mixed": 1.0,
     "batch_norm_forward": 1.5,
     "batch_norm_inference": 1.0,
     "batch_norm_backward": 5 / 3,
@@ -145,14 +147,14 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
     letters = {"m": m, "n": n, "k": k, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3, "U": 16}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.parameters) + 2}
-    kinds = {"f": np.float32, "i": np.int64, "d": np.float64}
+    kinds = {"f": np.float32, "i": np.int64, "d": np.float64, "h": np.float16}
     rng = np.random.default_rng(0)
     result = []
     for spec in op.operands:
         values: np.ndarray = rng.uniform(0.1, 0.9, [letters[d] for d in spec.dims])
         if spec.name == "order":
             values = rng.permutation(values.size)
-        placed = np.empty(values.size + 4, kinds[spec.dtype])  # at a multiple of 16 bytes, as memory of a GPU
+        placed = np.empty(values.size + 8, kinds[spec.dtype])  # at a multiple of 16 bytes, as memory of a GPU
         first = -placed.ctypes.data % 16 // placed.itemsize
         view = placed[first : first + values.size].reshape(values.shape)
         view[...] = values
@@ -209,9 +211,9 @@ def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
 
 def counted(names: Sequence[str] = (), size: Sequence[int] = SIZE) -> Iterator[Moved]:
     """Every instruction, or those whose name contains one of ``names``."""
-    from dlcore.kernels.instructions import OPS
+    from dlcore.kernels.instructions import MIXED, OPS
 
-    for op in OPS.values():
+    for op in (*OPS.values(), *MIXED.values()):
         if not names or any(name in op.name for name in names):
             yield count(op, size)
 

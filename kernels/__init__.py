@@ -30,7 +30,6 @@ from .ops import (
     gather,
     layer_norm_backward,
     layer_norm_forward,
-    optimizer_update,
     softmax,
     softmax_backward,
     softmax_cross_entropy,
@@ -41,6 +40,7 @@ from .rule import Activation as ActivationRule
 from .rule import Loss as LossRule
 from .rule import Optimizer as OptimizerRule
 from .rule import RuleError, activation, find, loss, optimizer
+from .updates import optimizer_update
 
 __all__ = [
     "ROWS",

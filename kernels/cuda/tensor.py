@@ -55,7 +55,7 @@ def rounded(x: Any, name: str) -> np.ndarray:
         bits = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     else:
         bits = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return bits.view(np.float32)
+    return np.where(np.isnan(x), np.float32(np.nan), bits.view(np.float32))
 
 
 def _simulated(name: str) -> tuple[Any, Any]:
