@@ -28,30 +28,14 @@ from .timing import ROOT
 
 Row = dict[str, Any]
 ELEMENTS = 1 << 26  # of the arrays that memory-bound kernels run over
-_SECONDS = 0.02  # of work in one burst
 _BURSTS = 7
 
 
 def seconds(call: Callable[[], Any]) -> float:
     """The median time of a call on the device, without what the host does before the first."""
-    import cupy
+    from dlcore.kernels.cuda import driver
 
-    call()
-    cupy.cuda.Device().synchronize()
-    start = time.perf_counter()
-    call()
-    cupy.cuda.Device().synchronize()
-    count = max(1, int(_SECONDS / max(time.perf_counter() - start, 1e-6)))
-    bursts = []
-    for _ in range(_BURSTS):
-        first, last = cupy.cuda.Event(), cupy.cuda.Event()
-        first.record()
-        for _ in range(count):
-            call()
-        last.record()
-        last.synchronize()
-        bursts.append(cupy.cuda.get_elapsed_time(first, last) / 1e3 / count)
-    return statistics.median(bursts)
+    return driver.seconds(call)
 
 
 def host_seconds(call: Callable[[], Any], count: int = 1000) -> float:
@@ -271,6 +255,18 @@ def products() -> Iterator[Row]:
             }  # fmt: skip
 
 
+def tuning() -> Iterator[Row]:
+    """One dense layer, forward: the fastest plan against the one that is chosen without measurements."""
+    from dlcore.kernels.cuda import tune
+
+    m, k, n = 512, 784, 512
+    found = tune.measure("float32", "ab", m, n, k)
+    yield {
+        "what": f"relu(x W + b), {m} x {k} x {n}", "seconds": found.seconds[found.fastest], "flops": 2 * m * k * n,
+        "peer": f"model, of {len(found.seconds)} plans", "peer_seconds": found.seconds[found.modelled],
+    }  # fmt: skip
+
+
 # ----------------------------------------------------------------------------------------------------- steps
 
 _NETWORKS = {
@@ -388,7 +384,7 @@ def sanitizer() -> Iterator[Row]:
         yield {"what": f"compute-sanitizer {check}", "note": found[-1] if found else (done.stdout + done.stderr)[-300:]}
 
 
-SECTIONS = {part.__name__: part for part in (ceilings, launches, kernels, products, steps, tests, sanitizer)}
+SECTIONS = {part.__name__: part for part in (ceilings, launches, kernels, products, tuning, steps, tests, sanitizer)}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -27,13 +27,18 @@ def set_matmul_precision(name: str) -> None:
     'tf32'
     >>> dlcore.set_matmul_precision("float32")
     """
+    check_precision(name)
+    global _chosen
+    _chosen = name
+
+
+def check_precision(name: str) -> None:
+    """Raise where there is no such precision, or the GPU has none."""
     if name not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {name!r}")
     found = None if name == "float32" else capability()
     if found is not None and found < TENSOR_CORES:
         raise DeviceError(f"{name} needs compute capability 8.0; the GPU has {found // 10}.{found % 10}")
-    global _chosen
-    _chosen = name
 
 
 def get_matmul_precision() -> str:

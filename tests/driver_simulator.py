@@ -2,6 +2,7 @@
 
 What the real driver sees of a launch is a function and addresses. Here the arrays are made again from those words, at
 each replay of a graph from what was captured: a wrong word, a stale address or a host value inside a graph shows.
+Events read a clock that goes on by what a test says that a kernel takes, ``Event.seconds``.
 """
 
 import contextlib
@@ -76,6 +77,19 @@ class Graph:
             _execute(*launch)
 
 
+class Event:
+    """A reading of the clock that launches move."""
+
+    now = 0.0
+    seconds = staticmethod(lambda kernel: 0.0)
+
+    def record(self):
+        self.time = Event.now
+
+    def synchronize(self):
+        pass
+
+
 FUNCTIONS: list = []
 
 
@@ -94,6 +108,7 @@ def launchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
     pointers = (ctypes.c_uint64 * len(sizes)).from_address(parameters)
     values = [ctypes.string_at(pointer, size) for pointer, size in zip(pointers, sizes, strict=True)]
     launch = f, (gx, gy, gz), (bx, by, bz), values
+    Event.now += Event.seconds(FUNCTIONS[f][0])
     graph = Stream.all[stream].graph
     if graph is None:
         _execute(*launch)
@@ -137,6 +152,11 @@ def installed(monkeypatch):
     cupy.empty = _aligned
     cuda.Stream, cuda.get_current_stream = Stream, lambda: Stream.current
     cuda.driver.launchKernel = launchKernel
+    cuda.Event, cuda.get_elapsed_time = Event, lambda first, last: (last.time - first.time) * 1e3  # milliseconds
+    cuda.Device = lambda: types.SimpleNamespace(id=0)
+    cuda.runtime = types.SimpleNamespace(
+        getDeviceProperties=lambda device: {"name": b"Fake GPU"}, driverGetVersion=lambda: 13000
+    )
     for name, part in module.items():
         monkeypatch.setitem(sys.modules, name, part)
     monkeypatch.setattr(driver, "function", function)
