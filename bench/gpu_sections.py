@@ -135,7 +135,7 @@ def launches() -> Iterator[Row]:
 # --------------------------------------------------------------------------------------------------- kernels
 
 
-def _instruction(op: str, arrays: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> Row:
+def _instruction(op: Any, arrays: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> Row:
     """Time and least bytes of one instruction on arrays of the device."""
     import cupy
 
@@ -149,7 +149,7 @@ def _instruction(op: str, arrays: Sequence[Any], rule: Any = None, scalars: Sequ
         if array is not None:
             moved += array.nbytes * (2 if spec.access == "update" else 1)
     stream = cupy.cuda.get_current_stream()
-    return {"what": op, "seconds": seconds(lambda: driver.run(calls, stream)), "bytes": moved}
+    return {"what": instruction.op.name, "seconds": seconds(lambda: driver.run(calls, stream)), "bytes": moved}
 
 
 def kernels() -> Iterator[Row]:
@@ -157,6 +157,7 @@ def kernels() -> Iterator[Row]:
     import cupy
 
     from dlcore.kernels import find
+    from dlcore.kernels.instructions import MIXED
 
     rows, columns = ELEMENTS // 1024, 1024
     empty = cupy.empty_like
@@ -170,6 +171,11 @@ def kernels() -> Iterator[Row]:
         rule = find("optimizer", name)
         slots, uniforms = cupy.zeros((len(rule.slots), ELEMENTS), np.float32), cupy.ones(16, np.float32)
         yield _instruction("optimizer_update", [w, g, slots, uniforms], rule) | {"what": name} | peers.get(name, {})
+        if name == "adam":
+            short, update = g.astype(np.float16), MIXED["optimizer_update_mixed"]
+            row = _instruction(update, [w, short, slots, short.copy(), uniforms], rule)
+            yield row | {"what": "adam, float16 beside float32"}
+            del short
         del slots
     norm = _instruction(
         "batch_norm_forward", [x, gamma, beta, mean, var, empty(mean), empty(rstd), out], scalars=(0.9, 1e-5)

@@ -355,3 +355,23 @@ def test_wide_access_computes_what_the_simulator_does(tools):
     pytest.importorskip("ml_dtypes")
     done = _python("-c", _ON_THE_CPU)
     assert done.stdout.split() == ["True"] * 10, done.stdout + done.stderr
+
+
+_HALVES = r"""
+import re
+from bench import sass
+from bench.machine import ptx_of
+
+for entry in sass.entries(["sgd"]):
+    if "norm_blocks_mixed/" in entry.name or "optimizer_update_mixed/" in entry.name:
+        text = ptx_of(entry, 75)
+        loads = re.findall(r"ld\.global\.(?:[ub]64|v4\.[ub]16|v2\.[ub]32)\s", text)
+        stores = re.findall(r"st\.global\.(?:[ub]64|v4\.[ub]16|v2\.[ub]32)\s", text)
+        print(bool(loads), bool(stores) or "norm" in entry.name)
+"""
+
+
+def test_four_numbers_of_16_bits_are_one_access(tools):
+    """NVVM splits a vector of half in two; the gradient is read and the weights are written 64 bits at a time."""
+    done = _python("-c", _HALVES)
+    assert done.stdout.split() == ["True"] * 8, done.stdout + done.stderr

@@ -141,10 +141,13 @@ def _intrinsics(dtype: np.dtype, lanes: int, widen: Any = None, narrow: Any = No
     vector = ir.VectorType(_LLVM[dtype], lanes)
     align = lanes * dtype.itemsize
 
-    def place(context, builder, signature, array, index):
+    # as a vector of half, which NVVM makes of it otherwise, it would be loaded 32 bits at a time
+    loaded = ir.IntType(8 * align) if widen else vector
+
+    def place(context, builder, signature, array, index, kind=vector):
         data = context.make_array(signature.args[0])(context, builder, array).data
         first = builder.gep(data, [index])
-        return builder.bitcast(first, ir.PointerType(vector, first.type.addrspace))
+        return builder.bitcast(first, ir.PointerType(kind, first.type.addrspace))
 
     def lane(k):
         return ir.Constant(ir.IntType(32), k)
@@ -152,9 +155,12 @@ def _intrinsics(dtype: np.dtype, lanes: int, widen: Any = None, narrow: Any = No
     @intrinsic
     def load(typing_context, array, index):
         def codegen(context, builder, signature, arguments):
-            value = builder.load(place(context, builder, signature, *arguments), align=align)
-            elements = [builder.extract_element(value, lane(k)) for k in range(lanes)]
-            elements = [widen(builder, e) for e in elements] if widen else elements
+            value = builder.load(place(context, builder, signature, *arguments, loaded), align=align)
+            if widen:
+                words = [builder.trunc(builder.lshr(value, loaded(16 * k)), _WORD) for k in range(lanes)]
+                elements = [widen(builder, word) for word in words]
+            else:
+                elements = [builder.extract_element(value, lane(k)) for k in range(lanes)]
             return context.make_tuple(builder, signature.return_type, elements)
 
         return several(array, types.int64), codegen
