@@ -144,7 +144,7 @@ def _intrinsics(dtype: np.dtype, lanes: int, widen: Any = None, narrow: Any = No
     # as a vector of half, which NVVM makes of it otherwise, it would be loaded 32 bits at a time
     loaded = ir.IntType(8 * align) if widen else vector
 
-    def place(context, builder, signature, array, index, kind=vector):
+    def place(kind, context, builder, signature, array, index):
         data = context.make_array(signature.args[0])(context, builder, array).data
         first = builder.gep(data, [index])
         return builder.bitcast(first, ir.PointerType(kind, first.type.addrspace))
@@ -155,7 +155,7 @@ def _intrinsics(dtype: np.dtype, lanes: int, widen: Any = None, narrow: Any = No
     @intrinsic
     def load(typing_context, array, index):
         def codegen(context, builder, signature, arguments):
-            value = builder.load(place(context, builder, signature, *arguments, loaded), align=align)
+            value = builder.load(place(loaded, context, builder, signature, *arguments), align=align)
             if widen:
                 words = [builder.trunc(builder.lshr(value, loaded(16 * k)), _WORD) for k in range(lanes)]
                 elements = [widen(builder, word) for word in words]
@@ -173,7 +173,7 @@ def _intrinsics(dtype: np.dtype, lanes: int, widen: Any = None, narrow: Any = No
             for k in range(lanes):
                 element = builder.extract_value(values, k)
                 value = builder.insert_element(value, narrow(builder, element) if narrow else element, lane(k))
-            builder.store(value, place(context, builder, signature, array, index), align=align)
+            builder.store(value, place(vector, context, builder, signature, array, index), align=align)
             return context.get_dummy_value()
 
         return types.void(array, types.int64, several), codegen
