@@ -27,16 +27,19 @@ def tune(arguments: argparse.Namespace) -> None:
     print(
         f"{'product':8s}{'result':>14s}{'inner':>8s}{'plans':>7s}  {'model':22s}{'us':>10s}  {'fastest':22s}{'us':>10s}"
     )
-    measurements = []
     for form, rows, columns, inner in dict.fromkeys(tuner.products(arguments.sizes, arguments.batch_size)):
-        found = tuner.measure(arguments.precision, form, rows, columns, inner)
-        measurements.append(found)
+        try:
+            found = tuner.measure(arguments.precision, form, rows, columns, inner)
+        except MemoryError:
+            raise DeviceError(
+                f"the GPU has no room for {rows} x {columns} from {inner}; take a smaller --batch-size"
+            ) from None
+        tuner.keep([found])  # now: whoever stops it keeps what was measured
         figures = "  ".join(
             f"{_plan(plan):22s}{found.seconds[plan] * 1e6:10.1f}" for plan in (found.modelled, found.fastest)
         )
         size = f"{rows} x {columns}"
         print(f"{_FORMS[form]:8s}{size:>14s}{inner:8d}{len(found.seconds):7d}  {figures}", flush=True)
-    tuner.keep(measurements)
     print(f"written to {choices.path()}; models that are trained from now on take the fastest")
 
 

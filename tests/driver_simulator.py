@@ -74,7 +74,7 @@ class Graph:
     def launch(self, stream):
         Graph.launched += 1
         for launch in self.launches:
-            _execute(*launch)
+            _run(launch)
 
 
 class Event:
@@ -108,12 +108,16 @@ def launchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
     pointers = (ctypes.c_uint64 * len(sizes)).from_address(parameters)
     values = [ctypes.string_at(pointer, size) for pointer, size in zip(pointers, sizes, strict=True)]
     launch = f, (gx, gy, gz), (bx, by, bz), values
-    Event.now += Event.seconds(FUNCTIONS[f][0])
     graph = Stream.all[stream].graph
     if graph is None:
-        _execute(*launch)
+        _run(launch)
     else:
         graph.append(launch)
+
+
+def _run(launch):
+    Event.now += Event.seconds(FUNCTIONS[launch[0]][0])
+    _execute(*launch)
 
 
 def _execute(f, grid, block, values):

@@ -66,6 +66,7 @@ def test_the_fastest_is_taken_from_then_on(gpu, monkeypatch):
     assert found.seconds[found.fastest] == pytest.approx(1.2e-3)  # with the kernel that adds the parts
     assert found.modelled == gemm.choose(SINGLE, *SHAPE, gemm.MULTIPROCESSORS)
     assert found.seconds[found.modelled] == pytest.approx(2e-3)
+    assert driver_simulator.Graph.launched > 0, "a graph replays it, as in a model"
     assert _taken() == before, "nothing was kept yet"
     tune.keep([found])
     for _ in range(2):
@@ -214,6 +215,14 @@ def test_the_command(gpu, monkeypatch, capsys):
     assert str(gpu) in lines[8]
     (products,) = json.loads(gpu.read_text()).values()
     assert len(products) == 5
+
+    def none(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tune, "measure", none)
+        assert main(["tune", "16", "8"]) == 2
+    assert "no room for 32 x 8 from 16" in capsys.readouterr().err
     assert main(["tune", "16"]) == 2
     assert "expects the sizes of at least two layers" in capsys.readouterr().err
 
