@@ -59,7 +59,7 @@ def _rates(rows: Sequence[Row]) -> None:
         if row["section"] == "ceilings":
             best |= {key: row[key] for key in ("bandwidth", "rate") if key in row and key not in best}
     for row in rows:
-        if row["section"] in ("kernels", "products"):
+        if row["section"] in ("kernels", "products", "tuning"):
             key = "bandwidth" if row["section"] == "kernels" else "rate"
             if key in row and key in best:
                 row["share"] = row[key] / best[key]

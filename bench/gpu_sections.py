@@ -28,30 +28,14 @@ from .timing import ROOT
 
 Row = dict[str, Any]
 ELEMENTS = 1 << 26  # of the arrays that memory-bound kernels run over
-_SECONDS = 0.02  # of work in one burst
 _BURSTS = 7
 
 
 def seconds(call: Callable[[], Any]) -> float:
     """The median time of a call on the device, without what the host does before the first."""
-    import cupy
+    from dlcore.kernels.cuda import driver
 
-    call()
-    cupy.cuda.Device().synchronize()
-    start = time.perf_counter()
-    call()
-    cupy.cuda.Device().synchronize()
-    count = max(1, int(_SECONDS / max(time.perf_counter() - start, 1e-6)))
-    bursts = []
-    for _ in range(_BURSTS):
-        first, last = cupy.cuda.Event(), cupy.cuda.Event()
-        first.record()
-        for _ in range(count):
-            call()
-        last.record()
-        last.synchronize()
-        bursts.append(cupy.cuda.get_elapsed_time(first, last) / 1e3 / count)
-    return statistics.median(bursts)
+    return driver.seconds(call)
 
 
 def host_seconds(call: Callable[[], Any], count: int = 1000) -> float:
@@ -91,7 +75,8 @@ def ceilings() -> Iterator[Row]:
         import torch
     except ImportError:
         return
-    for label, dtype, tf32 in (("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False)):
+    rounded = ("tf32", torch.float32, True), ("bfloat16", torch.bfloat16, False), ("float16", torch.float16, False)
+    for label, dtype, tf32 in rounded:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         x, y = (torch.as_tensor(array, device="cuda").to(dtype) for array in (a, b))
         with _torch_stream():
@@ -150,7 +135,7 @@ def launches() -> Iterator[Row]:
 # --------------------------------------------------------------------------------------------------- kernels
 
 
-def _instruction(op: str, arrays: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> Row:
+def _instruction(op: Any, arrays: Sequence[Any], rule: Any = None, scalars: Sequence[float] = ()) -> Row:
     """Time and least bytes of one instruction on arrays of the device."""
     import cupy
 
@@ -164,7 +149,7 @@ def _instruction(op: str, arrays: Sequence[Any], rule: Any = None, scalars: Sequ
         if array is not None:
             moved += array.nbytes * (2 if spec.access == "update" else 1)
     stream = cupy.cuda.get_current_stream()
-    return {"what": op, "seconds": seconds(lambda: driver.run(calls, stream)), "bytes": moved}
+    return {"what": instruction.op.name, "seconds": seconds(lambda: driver.run(calls, stream)), "bytes": moved}
 
 
 def kernels() -> Iterator[Row]:
@@ -172,6 +157,7 @@ def kernels() -> Iterator[Row]:
     import cupy
 
     from dlcore.kernels import find
+    from dlcore.kernels.instructions import MIXED
 
     rows, columns = ELEMENTS // 1024, 1024
     empty = cupy.empty_like
@@ -185,6 +171,11 @@ def kernels() -> Iterator[Row]:
         rule = find("optimizer", name)
         slots, uniforms = cupy.zeros((len(rule.slots), ELEMENTS), np.float32), cupy.ones(16, np.float32)
         yield _instruction("optimizer_update", [w, g, slots, uniforms], rule) | {"what": name} | peers.get(name, {})
+        if name == "adam":
+            short, update = g.astype(np.float16), MIXED["optimizer_update_mixed"]
+            row = _instruction(update, [w, short, slots, short.copy(), uniforms], rule)
+            yield row | {"what": "adam, float16 beside float32"}
+            del short
         del slots
     norm = _instruction(
         "batch_norm_forward", [x, gamma, beta, mean, var, empty(mean), empty(rstd), out], scalars=(0.9, 1e-5)
@@ -268,6 +259,18 @@ def products() -> Iterator[Row]:
             yield row | {
                 "what": f"{what}, {shape}", "flops": flops, "peer": "cuBLAS product", "peer_seconds": seconds(peer),
             }  # fmt: skip
+
+
+def tuning() -> Iterator[Row]:
+    """One dense layer, forward: the fastest plan against the one that is chosen without measurements."""
+    from dlcore.kernels.cuda import tune
+
+    m, k, n = 512, 784, 512
+    found = tune.measure("float32", "ab", m, n, k)
+    yield {
+        "what": f"relu(x W + b), {m} x {k} x {n}", "seconds": found.seconds[found.fastest], "flops": 2 * m * k * n,
+        "peer": f"model, of {len(found.seconds)} plans", "peer_seconds": found.seconds[found.modelled],
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------- steps
@@ -387,7 +390,7 @@ def sanitizer() -> Iterator[Row]:
         yield {"what": f"compute-sanitizer {check}", "note": found[-1] if found else (done.stdout + done.stderr)[-300:]}
 
 
-SECTIONS = {part.__name__: part for part in (ceilings, launches, kernels, products, steps, tests, sanitizer)}
+SECTIONS = {part.__name__: part for part in (ceilings, launches, kernels, products, tuning, steps, tests, sanitizer)}
 
 
 def main(arguments: Sequence[str]) -> int:

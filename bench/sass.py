@@ -199,7 +199,7 @@ def _placed(rules: Sequence[str]) -> Iterator[Any]:
     import numpy as np
 
     from dlcore.kernels.cuda.launch import plan
-    from dlcore.kernels.instructions import Instruction
+    from dlcore.kernels.instructions import MIXED, Instruction
     from dlcore.kernels.rule import REGISTRY
 
     chosen = [rule for rule in REGISTRY["optimizer"].values() if not rules or rule.name in rules]
@@ -209,6 +209,16 @@ def _placed(rules: Sequence[str]) -> Iterator[Any]:
         for rule in chosen:
             o = [w, w, place(dtype, offset, len(rule.slots), 8), uniforms]
             planned.append((f"optimizer_update[{rule.name}]", plan(Instruction("optimizer_update", o, rule), o)))
+        for half in ("float16", "uint16") if dtype == "float32" else ():  # which stands for bfloat16
+            short = place(half, offset, 8)
+            o = [short, hyper, uniforms]
+            planned.append(
+                (f"clip_by_global_norm[{half}]", plan(Instruction(MIXED["clip_by_global_norm_mixed"], o), o)[:1])
+            )
+            for rule in chosen:
+                o = [w, short, place(dtype, offset, len(rule.slots), 8), short, uniforms]
+                update = Instruction(MIXED["optimizer_update_mixed"], o, rule)
+                planned.append((f"optimizer_update[{rule.name}, {half}]", plan(update, o)))
         for label, (launch,) in planned:
             yield _entry(f"{label}{'~' if offset else '='}", launch, dtype)
 

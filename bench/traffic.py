@@ -25,8 +25,10 @@ RULES = {"activation": "tanh", "loss": "mean_squared_error", "optimizer": "adam"
 # the least an instruction can do with sums over rows that come before the result is to read its inputs twice
 AT_MOST = {
     "optimizer_update": 1.0,
+    "optimizer_update_mixed": 1.0,
     "optimizer_update_by_tensor": 1.0,
     "clip_by_global_norm": 1.0,
+    "clip_by_global_norm_mixed": 1.0,
     "clip_by_norm": 1.0,
     "tensor_sums": 1.0,
     "check_finite": 1.0,
@@ -163,7 +165,7 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
     letters |= {"L": 4, "U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.hyper), "V": 16 + len(rule.sums)}
-    kinds = {"f": np.float32, "i": np.int64, "d": np.float64}
+    kinds = {"f": np.float32, "i": np.int64, "d": np.float64, "h": np.float16}
     rng = np.random.default_rng(0)
     result = []
     for spec in op.operands:
@@ -174,7 +176,7 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
             values = blocks
         elif spec.name == "order":
             values = rng.permutation(values.size)
-        placed = np.empty(values.size + 4, kinds[spec.dtype])  # at a multiple of 16 bytes, as memory of a GPU
+        placed = np.empty(values.size + 8, kinds[spec.dtype])  # at a multiple of 16 bytes, as memory of a GPU
         first = -placed.ctypes.data % 16 // placed.itemsize
         view = placed[first : first + values.size].reshape(values.shape)
         view[...] = values
@@ -233,9 +235,9 @@ def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
 
 def counted(names: Sequence[str] = (), size: Sequence[int] = SIZE) -> Iterator[Moved]:
     """Every instruction, or those whose name contains one of ``names``."""
-    from dlcore.kernels.instructions import OPS
+    from dlcore.kernels.instructions import MIXED, OPS
 
-    for op in OPS.values():
+    for op in (*OPS.values(), *MIXED.values()):
         if not names or any(name in op.name for name in names):
             yield count(op, size)
 

@@ -1,4 +1,4 @@
-"""The command line: ``dlcore train | evaluate | predict | info | warmup``."""
+"""The command line: ``dlcore train | evaluate | predict | info | warmup | tune``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from . import commands
 from ._version import __version__
+from .kernels.precision import PRECISIONS
+from .tuning import tune as tune_products
 
 _EPILOG = """\
 examples:
@@ -115,6 +117,22 @@ def _parser() -> argparse.ArgumentParser:
         "--cuda", metavar="ARCH", help="those for GPUs of these architectures too, such as 90 or 80,90; needs no GPU"
     )
     warmup.set_defaults(call=commands.warmup)
+
+    tune = sub.add_parser(
+        "tune",
+        help="measure the matrix products of a network on this GPU, and take the fastest plans from now on",
+        description="Measure every plan of the matrix products of dense layers on this GPU, forward and backward, and "
+        "keep the fastest beside the compiled kernels. Plans differ in the order of sums: the last bits of what a "
+        "model computes may change once. Results repeat bit for bit before and after.",
+    )
+    tune.add_argument(
+        "sizes", nargs="+", type=_positive, metavar="SIZE", help="inputs and units of each layer: 784 256 128 10"
+    )
+    tune.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
+    tune.add_argument(
+        "--precision", choices=(*PRECISIONS, "float64"), default="float32", help="of the products; default: %(default)s"
+    )
+    tune.set_defaults(call=tune_products)
     return parser
 
 

@@ -34,7 +34,6 @@ from .ops import (
     dropout,
     elementwise_loss,
     gather,
-    optimizer_update,
     softmax,
     softmax_backward,
     softmax_cross_entropy,
@@ -47,6 +46,7 @@ from .rule import Optimizer as OptimizerRule
 from .rule import RuleError, activation, find, loss, optimizer
 from .schedules import Schedule as ScheduleRule
 from .schedules import schedule
+from .updates import optimizer_update
 
 __all__ = [
     "ROWS",

@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from typing import Any
@@ -78,6 +79,13 @@ def _drop_stale(base: pathlib.Path, current: pathlib.Path) -> None:
         versioned = other != current and len(other.name) == len(current.name) and other.is_dir()
         if versioned and other.stat().st_mtime < limit:
             shutil.rmtree(other, ignore_errors=True)
+
+
+def write_whole(path: pathlib.Path, data: bytes) -> None:
+    """Write a file of the cache: other processes see the old one or the new one, never a part."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    draft.write_bytes(data)
+    draft.replace(path)
 
 
 class _Locator(caching._CacheLocator):

@@ -8,7 +8,7 @@ from typing import Any
 
 DEVICES = ("auto", "cpu", "cuda")
 OLDEST = 75  # compute capability: Turing
-TENSOR_CORES = 80  # that take TF32 and bfloat16: Ampere
+TENSOR_CORES = 80  # that take TF32, and two floats of 16 bits rounded at once: Ampere
 
 
 class DeviceError(RuntimeError):

@@ -3,7 +3,8 @@
 An operand is ``name:dims``, optionally ``name?`` (may be missing) and ``:dims[dtype]``. Dims are letters; the same
 letter means the same size throughout an instruction. ``m`` is the number of rows of the mini-batch, known when the
 instruction runs; upper-case letters are sizes of whole arrays. The dtype is that of the model unless given:
-``i`` int64, ``d`` float64. ``>`` marks operands that are written, ``+`` operands that are read and written.
+``i`` int64, ``d`` float64, ``h`` float16, or bfloat16 as uint16, since NumPy has no name for it. ``>`` marks operands
+that are written, ``+`` operands that are read and written.
 
 ``multiples="nk"`` says that ``n`` is a multiple of ``k``.
 
@@ -48,7 +49,7 @@ class Op:
     multiples: tuple[tuple[str, str], ...] = ()  # ("n", "k"): the size n is a multiple of the size k
 
 
-_OPERAND = re.compile(r"(?P<access>[>+=]?)(?P<name>\w+)(?P<optional>\??):(?P<dims>\w+)(?:\[(?P<dtype>[id])\])?$")
+_OPERAND = re.compile(r"(?P<access>[>+=]?)(?P<name>\w+)(?P<optional>\??):(?P<dims>\w+)(?:\[(?P<dtype>[idh])\])?$")
 _ACCESS = {"": "read", ">": "write", "+": "update", "=": "alike"}
 
 
@@ -148,6 +149,22 @@ _LIST = [
 
 OPS: dict[str, Op] = {op.name: op for op in _LIST}
 
+# Instructions of CUDA that no program holds yet: weights and gradients of 16 bits, float32 weights behind them.
+MIXED: dict[str, Op] = {
+    op.name: op
+    for op in (
+        declare(
+            "clip_by_global_norm_mixed", "g:P[h] hyper:K[d] +uniforms:U", "clip_by_global_norm of a gradient of 16 bits"
+        ),
+        declare(
+            "optimizer_update_mixed",
+            "+master:P g:P[h] +slots:SP >w:P[h] uniforms:U",
+            "master, slots = rule(master, scale * g + l2 * master, slots); w = master, rounded",
+            rule="optimizer",
+        ),
+    )
+}
+
 
 class ShapeError(ValueError):
     """Operands of an instruction that do not fit together."""
@@ -200,6 +217,12 @@ class Instruction:
         if spec.dtype == "f":
             if np.dtype(value.dtype) != self.dtype:
                 raise ShapeError(f"{self.op.name}: {spec.name} is {value.dtype}; expected {self.dtype}")
+            return
+        if spec.dtype == "h":
+            if np.dtype(value.dtype) not in (np.float16, np.uint16):
+                raise ShapeError(
+                    f"{self.op.name}: {spec.name} is {value.dtype}; expected float16, or uint16 for bfloat16"
+                )
             return
         expected = np.dtype(np.int64 if spec.dtype == "i" else np.float64)
         if np.dtype(value.dtype) != expected:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .cpu import eager, memory
 from .instructions import Instruction, ShapeError
-from .rule import Optimizer, RuleError, find
+from .rule import find
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -239,81 +239,6 @@ def gather(source: Any, order: Any) -> Any:
     out = backend.empty((order.shape[0], source.shape[1]), source.dtype)
     _run(backend, "gather_rows", [source, order, out])
     return out
-
-
-def optimizer_update(
-    rule: Any,
-    w: Any,
-    g: Any,
-    slots: Any,
-    *,
-    step: int,
-    weight_decay: float = 0.0,
-    clip_norm: float = 0.0,
-    **values: float,
-) -> None:
-    """Update ``w`` and ``slots`` in place, in one pass: step number ``step`` (from 1) of an optimizer rule.
-
-    ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step; where
-    there are more than two, the CPU copies them there and back. The gradient is scaled to a norm of at most
-    ``clip_norm`` (0: not at all). Rules that look at a tensor as a whole take ``w`` as one. ``values`` override the
-    rule's parameters.
-    """
-    rule = find("optimizer", rule)
-    assert isinstance(rule, Optimizer)
-    clipped = clip_norm > 0.0
-    settings = (weight_decay, clip_norm, tuple(values.items()))
-    known = eager.known_update(rule, w, clipped) if type(w) is np.ndarray else None
-    if known is not None and step >= 1 and (settings == known.settings or values.keys() <= known.names):
-        arrays = (w, g, *slots)
-        if known.fits(arrays):
-            known(arrays, step, settings)  # all was checked before
-            return
-    if values and not values.keys() <= rule.parameters.keys():
-        unknown = min(values.keys() - rule.parameters.keys())
-        raise RuleError(f"{rule.name} has no parameter {unknown!r}; it has: {', '.join(rule.parameters)}")
-    backend = _backend(w, g, *slots)
-    if len(slots) != len(rule.slots):
-        raise ShapeError(f"slots holds {len(slots)} arrays; {rule.name} has {len(rule.slots)}: {', '.join(rule.slots)}")
-    for k, slot in enumerate(slots):
-        if slot.shape != w.shape or slot.dtype != w.dtype:
-            raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {w.dtype} {w.shape}, those of w")
-    if step < 1:
-        raise ValueError(f"step must be at least 1, got {step}")
-    _in_place("w", w)
-    gradient = _float("g", g, backend)
-    if gradient.shape != w.shape:
-        raise ShapeError(f"g has shape {gradient.shape}; expected {w.shape}, that of w")
-    if gradient.dtype != w.dtype:
-        raise ShapeError(f"g is {gradient.dtype}; expected {w.dtype}, the dtype of w")
-    if not w.size:
-        return
-    if backend is _Cpu and len(slots) <= 2 and not rule.sums and all(slot.flags.carray for slot in slots):
-        eager.new_update(rule, w, clipped)((w, gradient, *slots), step, settings)
-        return
-    parameters = [*(rule.parameters | values).values()]
-    from .compile import UNIFORM_HEADER, uniforms_of
-    from .program import tensor_blocks
-
-    gradient = gradient.ravel()
-    hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
-    count = backend.contiguous(np.array([step - 1], np.int64))
-    uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), w.dtype)
-    state = backend.empty((len(slots), w.size), w.dtype)
-    for row, slot in zip(state, slots, strict=True):
-        row[...] = slot.ravel()
-    backend.run("optimizer_begin", [hyper, count, uniforms], rule)
-    if clip_norm > 0:
-        backend.run("clip_by_global_norm", [gradient, hyper, uniforms])
-    if rule.sums:
-        blocks = backend.contiguous(tensor_blocks([w.size], [0]))
-        rows = backend.empty((1, uniforms.size + len(rule.sums)), w.dtype)
-        backend.run("tensor_sums", [w.ravel(), gradient, state, uniforms, blocks, rows], rule)
-        backend.run("optimizer_update_by_tensor", [w.ravel(), gradient, state, rows, blocks], rule)
-    else:
-        backend.run("optimizer_update", [w.ravel(), gradient, state, uniforms], rule)
-    for row, slot in zip(state, slots, strict=True):
-        slot[...] = row.reshape(slot.shape)
 
 
 def _in_place(name: str, array: Any) -> None:

@@ -2,6 +2,7 @@
 
 What the real driver sees of a launch is a function and addresses. Here the arrays are made again from those words, at
 each replay of a graph from what was captured: a wrong word, a stale address or a host value inside a graph shows.
+Events read a clock that goes on by what a test says that a kernel takes, ``Event.seconds``.
 """
 
 import contextlib
@@ -73,7 +74,20 @@ class Graph:
     def launch(self, stream):
         Graph.launched += 1
         for launch in self.launches:
-            _execute(*launch)
+            _run(launch)
+
+
+class Event:
+    """A reading of the clock that launches move."""
+
+    now = 0.0
+    seconds = staticmethod(lambda kernel: 0.0)
+
+    def record(self):
+        self.time = Event.now
+
+    def synchronize(self):
+        pass
 
 
 FUNCTIONS: list = []
@@ -96,9 +110,14 @@ def launchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
     launch = f, (gx, gy, gz), (bx, by, bz), values
     graph = Stream.all[stream].graph
     if graph is None:
-        _execute(*launch)
+        _run(launch)
     else:
         graph.append(launch)
+
+
+def _run(launch):
+    Event.now += Event.seconds(FUNCTIONS[launch[0]][0])
+    _execute(*launch)
 
 
 def _execute(f, grid, block, values):
@@ -137,6 +156,11 @@ def installed(monkeypatch):
     cupy.empty = _aligned
     cuda.Stream, cuda.get_current_stream = Stream, lambda: Stream.current
     cuda.driver.launchKernel = launchKernel
+    cuda.Event, cuda.get_elapsed_time = Event, lambda first, last: (last.time - first.time) * 1e3  # milliseconds
+    cuda.Device = lambda: types.SimpleNamespace(id=0)
+    cuda.runtime = types.SimpleNamespace(
+        getDeviceProperties=lambda device: {"name": b"Fake GPU"}, driverGetVersion=lambda: 13000
+    )
     for name, part in module.items():
         monkeypatch.setitem(sys.modules, name, part)
     monkeypatch.setattr(driver, "function", function)

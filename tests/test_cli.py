@@ -228,7 +228,7 @@ def test_info_and_help_and_warmup(capsys):
     assert {"dlcore", "numpy", "numba", "processor", "gpu", "cache"} <= set(facts)
     assert main(["info"]) == 0
     assert "gpu" in capsys.readouterr().out
-    for command in ([], ["train"], ["predict"], ["evaluate"], ["info"], ["warmup"]):
+    for command in ([], ["train"], ["predict"], ["evaluate"], ["info"], ["warmup"], ["tune"]):
         assert main([*command, "--help"]) == 0
         assert "usage: dlcore" in capsys.readouterr().out
     assert main(["--version"]) == 0

@@ -52,7 +52,7 @@ def _check(precision, form, shape, shift=0, bias=True, save_z=True):
     assert_close("y", y, np.tanh(exact), np.tanh(plain), FORWARD, 1.0)
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", precision.PRECISIONS[1:])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_product(precision, form):
     """Two or three slices, the last one not whole; the second block of rows stands over the edge."""
@@ -63,11 +63,11 @@ def test_a_product(precision, form):
 def test_other_orders_of_the_threads(order):
     with thread_order(order):
         _check("tf32", "ab", (20, 40, 36))
-        _check("bfloat16", "a^Tb", (20, 72, 36))
+        _check("float16", "a^Tb", (20, 72, 36))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (65, 33, 5), (3, 17, 35)], ids=str)
-@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("precision", precision.PRECISIONS[1:])
 def test_rows_of_any_length(precision, shape):
     for form in FORMS:
         _check(precision, form, shape)
@@ -90,21 +90,60 @@ def test_rounding_is_that_of_the_hardware():
     assert tensor.rounded(one + half["bfloat16"] * np.float32(1.01), "bfloat16") == 1 + 2.0**-7
 
 
+def _halves():
+    """float32 numbers at and around every place where rounding to float16 decides something."""
+    finite = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)  # 0, subnormals, ..., 65504
+    middle = (finite[1:] + finite[:-1]) / 2
+    near = [np.nextafter(middle, np.float32(side)) for side in (-np.inf, np.inf)]
+    ends = np.array([65519.996, 65520, 65521, 65536, 3e38, np.inf, 2**-25, 1e-30, 1e-45], np.float32)
+    positive = np.concatenate([finite, middle, *near, ends])
+    return np.concatenate([positive, -positive, np.full(1, np.nan, np.float32)])
+
+
+def test_float16_is_that_of_numpy():
+    """To nearest, ties to even; infinity from 65520 on; subnormals stay; the lower half of a word is the first."""
+    numbers = _halves()
+    with np.errstate(over="ignore"):
+        halves = numbers.astype(np.float16)
+    np.testing.assert_array_equal(tensor.rounded(numbers, "float16"), halves.astype(np.float32))
+    pack = tensor.rounding("float16").pack
+    for k in range(0, len(numbers) - 1, 997):
+        word = int(pack(numbers[k], numbers[-2 - k]))
+        assert [word & 0xFFFF, word >> 16] == [int(halves[i].view(np.uint16)) for i in (k, -2 - k)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_float16_cannot_hold_is_seen_in_the_result(form):
+    """Row 1 has a factor beyond the range, row 2 numbers that need subnormals, row 3 numbers below them."""
+    rng = np.random.default_rng(4)
+    left, right = rng.standard_normal((5, 37)), rng.uniform(0.5, 1, (37, 6))
+    left[1, 30], left[2], left[3] = 65520, 2**-24, 1e-8
+    a, b = (_aligned(x.T if f == form else x) for x, f in ((left, "a^Tb"), (right, "ab^T")))
+    out = np.full((5, 6), np.nan, np.float32)
+    memory.run(gemm_tensor.multiply("float16", a, b, out, form, tile=TILE))
+    with np.errstate(all="ignore"):
+        exact = left.astype(np.float16).astype(np.float64) @ right.astype(np.float16).astype(np.float64)
+    assert (exact[1] == np.inf).all()
+    assert_close("out", out, exact, exact.astype(np.float32), FORWARD, 70)
+    np.testing.assert_allclose(out[2], exact[2], rtol=1e-5)
+    assert not out[3].any()
+
+
 def test_a_model_plans_anew_when_the_precision_changes(monkeypatch):
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 5), (5, 2)))
     model = dlcore.Sequential([layers.Input((5,)), layers.Dense(2, use_bias=False)], device="cuda")
     model.set_weights([w])
     exact = {"float32": x @ w}
-    for name in ("tf32", "bfloat16"):
+    for name in precision.PRECISIONS[1:]:
         exact[name] = tensor.rounded(x, name) @ tensor.rounded(w, name)
     monkeypatch.setattr(precision, "_chosen", "float32")
-    for name in ("float32", "tf32", "bfloat16", "float32"):
+    for name in (*precision.PRECISIONS, "float32"):
         dlcore.set_matmul_precision(name)
         assert dlcore.get_matmul_precision() == name
         np.testing.assert_allclose(model.predict(x), exact[name], rtol=1e-5, atol=1e-6)
     assert np.abs(exact["tf32"] - exact["float32"]).max() > 1e-4  # or the test would see nothing
-    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bfloat16, got 'fast'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bfloat16, float16, got 'fast'"):
         dlcore.set_matmul_precision("fast")
     monkeypatch.setattr(precision, "capability", lambda: 75)
     with pytest.raises(dlcore.kernels.DeviceError, match=r"tf32 needs compute capability 8\.0; the GPU has 7\.5"):

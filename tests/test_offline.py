@@ -284,7 +284,8 @@ _ON_THE_CPU = """
 import numba, numpy as np
 import numba.cuda.extending
 numba.cuda.extending.intrinsic = numba.extending.intrinsic
-from dlcore.kernels.cuda.vector import access, outer_sum
+import ml_dtypes
+from dlcore.kernels.cuda.vector import access, half_access, outer_sum
 
 for dtype in (np.float32, np.float64):
     for wanted in (0, 1):
@@ -309,10 +310,68 @@ for dtype in (np.float32, np.float64):
 
     sums, a, b = (tuple(np.array(v, dtype)) for v in ([1, 2, 3, 4, 5, 6], [10, 20], [3, 5, 7]))
     print(product(sums, a, b) == (31, 52, 73, 64, 105, 146))
+
+words = np.arange(2**16, dtype=np.uint16)
+for name, short in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
+    exact = words.view(short).astype(np.float32)
+    finite = np.sort(exact[np.isfinite(exact)])
+    ties = finite[:-1] + (finite[1:] - finite[:-1]) / 2
+    strange = np.uint32([0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001]).view(np.float32)  # all NaN
+    ends = np.float32([7e4, -3.4e38, 1e-45, 0])
+    numbers = np.concatenate([strange, ends, exact, ties, np.nextafter(ties, np.float32(9))])
+    numbers = numbers[: numbers.size // 4 * 4]
+    for lanes in (1, 4):
+        _, load, store = half_access(name, lanes)
+
+        @numba.njit
+        def widened(a, out):
+            for i in range(0, a.size, lanes):
+                values = load(a, i)
+                for k in range(lanes):
+                    out[i + k] = values[k]
+
+        @numba.njit
+        def narrowed(a, out):
+            for i in range(0, a.size, 4):
+                values = a[i], a[i + 1], a[i + 2], a[i + 3]
+                if lanes == 4:
+                    store(out, i, values)
+                else:
+                    for k in range(4):
+                        store(out, i + k, (values[k],))
+
+        wide, out = np.zeros(words.size, np.float32), np.zeros(numbers.size, np.uint16)
+        widened(words, wide)
+        narrowed(numbers, out)
+        with np.errstate(all="ignore"):
+            expected = numbers.astype(short)
+        same = (out == expected.view(np.uint16)) | np.isnan(expected) & np.isnan(out.view(short))
+        print(np.array_equal(wide, exact, equal_nan=True) and same.all())
 """
 
 
 def test_wide_access_computes_what_the_simulator_does(tools):
     """The simulator has plain functions in its place; here the instructions themselves run, on the CPU."""
+    pytest.importorskip("ml_dtypes")
     done = _python("-c", _ON_THE_CPU)
-    assert done.stdout.split() == ["True"] * 6, done.stdout + done.stderr
+    assert done.stdout.split() == ["True"] * 10, done.stdout + done.stderr
+
+
+_HALVES = r"""
+import re
+from bench import sass
+from bench.machine import ptx_of
+
+for entry in sass.entries(["sgd"]):
+    if "norm_blocks_mixed/" in entry.name or "optimizer_update_mixed/" in entry.name:
+        text = ptx_of(entry, 75)
+        loads = re.findall(r"ld\.global\.(?:[ub]64|v4\.[ub]16|v2\.[ub]32)\s", text)
+        stores = re.findall(r"st\.global\.(?:[ub]64|v4\.[ub]16|v2\.[ub]32)\s", text)
+        print(bool(loads), bool(stores) or "norm" in entry.name)
+"""
+
+
+def test_four_numbers_of_16_bits_are_one_access(tools):
+    """NVVM splits a vector of half in two; the gradient is read and the weights are written 64 bits at a time."""
+    done = _python("-c", _HALVES)
+    assert done.stdout.split() == ["True"] * 8, done.stdout + done.stderr

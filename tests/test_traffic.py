@@ -6,7 +6,7 @@ from numba import cuda
 
 from bench import traffic
 from dlcore.kernels.device import simulated
-from dlcore.kernels.instructions import OPS
+from dlcore.kernels.instructions import MIXED, OPS
 
 if not simulated():
     pytest.skip("accesses are counted on the simulator", allow_module_level=True)
@@ -18,7 +18,7 @@ SIZES = ((64, 32, 16), (259, 37, 19))
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", sorted({*traffic.AT_MOST, *traffic.ONCE}))
 def test_targets(name, size):
-    moved = traffic.count(OPS[name], size)
+    moved = traffic.count((OPS | MIXED)[name], size)
     assert not moved.wrong
     assert moved.times > (0.4 if name == "dropout" else 0.999), "less than the least is counted wrongly"
 
@@ -33,6 +33,11 @@ def test_the_output_of_a_dense_layer_is_written_once_and_never_read():
 def test_optimizer_reads_and_writes_each_slot_once():
     moved = traffic.count(OPS["optimizer_update"], (13, 11, 1))
     assert (moved.total.read, moved.total.written) == (4 * 143 * 4, 3 * 143 * 4)  # w, g, m, v; w, m, v
+
+
+def test_mixed_precision_moves_two_bytes_of_each_weight_and_gradient():
+    moved = traffic.count(MIXED["optimizer_update_mixed"], (13, 11, 1))
+    assert (moved.total.read, moved.total.written) == ((2 + 3 * 4) * 143, (2 + 3 * 4) * 143)  # g, w; master, m, v
 
 
 @pytest.mark.parametrize(

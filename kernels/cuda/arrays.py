@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..instructions import Instruction, ShapeError
+from ..instructions import Instruction, Op, ShapeError
 from . import driver
 from .launch import SIMULATED, Launch, plan
 
@@ -131,7 +131,7 @@ class _SimulatedBackend:
         return FakeCUDAArray(np.ascontiguousarray(getattr(array, "_ary", array), dtype))
 
     @staticmethod
-    def run(op: str, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+    def run(op: str | Op, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         instruction = Instruction(op, operands, rule, scalars)
         arrays = [getattr(a, "_ary", a) for a in operands]
         _Simulated.run(plan(instruction, arrays, np.zeros(2, np.int64)))
@@ -155,7 +155,7 @@ class _DeviceBackend:
         return cupy.ascontiguousarray(cupy.asarray(array), dtype)
 
     @staticmethod
-    def run(op: str, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+    def run(op: str | Op, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         instruction = Instruction(op, operands, rule, scalars)
         import cupy
 

@@ -6,7 +6,8 @@ one call of the driver with three addresses, and a graph of launches another one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,3 +106,25 @@ def capture(calls: Sequence[Call], stream: Any) -> Any:
     finally:
         graph = stream.end_capture()
     return graph
+
+
+_SECONDS = 0.02  # of work in one burst
+_BURSTS = 7
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """The median time of a call that launches on CuPy's current stream: between events, in bursts, warmed up before."""
+    import cupy
+
+    def burst(count: int) -> float:
+        first, last = cupy.cuda.Event(), cupy.cuda.Event()
+        first.record()
+        for _ in range(count):
+            call()
+        last.record()
+        last.synchronize()
+        return float(cupy.cuda.get_elapsed_time(first, last)) / 1e3 / count
+
+    call()  # what is done once is done here
+    count = max(1, int(_SECONDS / max(burst(1), 1e-6)))
+    return statistics.median(burst(count) for _ in range(_BURSTS))

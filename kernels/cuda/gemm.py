@@ -7,7 +7,8 @@ activation) runs on them there: it needs no memory of its own. See gemm_text.py 
 Sums run over the inner index in ascending order, by one thread. Where a result has few tiles and the inner index is
 long, that is cut into parts: partial sums go to scratch, ``parts * rows * columns`` elements, and a second kernel adds
 them in ascending order and runs the epilogue. Either way a result repeats bit for bit on GPUs of the same number of
-multiprocessors.
+multiprocessors. A plan that ``dlcore tune`` measured takes the place of the one that is chosen here; it may have other
+parts, so that last bits may change with it, once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
+from . import choices
 from .gemm_text import Factor, Tile, merge_text, product_text
 from .launch import SIMULATED, Launch, ceil_div, element, flat, generated, scratch
 from .machine_code import Kernel
@@ -94,8 +96,8 @@ def cost(plan: Plan, lanes: int, rows: int, columns: int, count: int) -> float:
 
 
 @functools.cache
-def choose(dtype: np.dtype, rows: int, columns: int, inner: int, count: int) -> Plan:
-    """The plan of least :func:`cost`; of equals, that of least work in all, and of fewer parts."""
+def candidates(dtype: np.dtype, rows: int, columns: int, inner: int, count: int) -> tuple[Plan, ...]:
+    """The plans there are, by :func:`cost`; of equals, those of least work in all come first, and of fewer parts."""
     plans = []
     for tile in TILES[dtype]:
         slices = max(1, ceil_div(inner, tile.slice))
@@ -107,7 +109,12 @@ def choose(dtype: np.dtype, rows: int, columns: int, inner: int, count: int) -> 
             plans.append(Plan(tile, ceil_div(inner, share), share))
             parts *= 2
     lanes = BYTES // dtype.itemsize
-    return min(plans, key=lambda plan: (cost(plan, lanes, rows, columns, count), work(plan, rows, columns)))
+    return tuple(sorted(plans, key=lambda plan: (cost(plan, lanes, rows, columns, count), work(plan, rows, columns))))
+
+
+def choose(dtype: np.dtype, rows: int, columns: int, inner: int, count: int) -> Plan:
+    """The plan of least :func:`cost`."""
+    return candidates(dtype, rows, columns, inner, count)[0]
 
 
 # ------------------------------------------------------------------------------------------------------- kernels
@@ -177,9 +184,12 @@ def multiply(
         "a^Tb": ("a^T", "b", a.shape[0]),
         "ab^T": ("a", "b^T", a.shape[1]),
     }[form]
-    plan = plan or choose(out.dtype, rows, columns, inner, multiprocessors())
     results = [out] if z is None else [out, z]
     wide = aligned(a), aligned(b), aligned(*results)
+    if plan is None:
+        known = out.dtype, rows, columns, inner, multiprocessors()
+        wanted = choices.Product(out.dtype.name, form, wide, rows, columns, inner)
+        plan = choices.measured(wanted, lambda: candidates(*known)) or choose(*known)
     # the indices of a thread go on by a slice beyond the last element, and its rows by those of a tile
     reach = max(array.size + (plan.tile.slice + plan.tile.rows) * max(array.shape) for array in (a, b, out))
     index = np.int64 if reach >= BIG else np.int32

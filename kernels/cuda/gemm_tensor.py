@@ -1,4 +1,4 @@
-"""Matrix products on tensor cores: float32 in memory, TF32 or bfloat16 operands, float32 sums.
+"""Matrix products on tensor cores: float32 in memory, operands of TF32, bfloat16 or float16, float32 sums.
 
 Memory contract: the result is overwritten; arrays are C-contiguous. A block computes a tile of the result. Its threads
 read the next slice of both factors from memory, 128 bits at once where rows allow, while its warps multiply the last
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
+from . import choices
 from .launch import Launch, ceil_div, generated
 from .tensor import rounding
 from .vector import access, aligned
@@ -35,7 +36,13 @@ class Tile(NamedTuple):
         return 32 * (self.rows // self.warp_rows) * (self.columns // self.warp_columns)
 
 
-LARGE, SMALL = Tile(128, 128, 64, 32), Tile(64, 64, 32, 32)
+TILES = LARGE, SMALL = Tile(128, 128, 64, 32), Tile(64, 64, 32, 32)
+
+
+def choose(rows: int, columns: int) -> Tile:
+    """The large tile, unless it would stand over the edges of a small result."""
+    return LARGE if min(rows, columns) > SMALL.rows else SMALL
+
 
 _TEXT = """
 def {name}(a, b, bias, z, out, rows, columns, inner):
@@ -258,8 +265,11 @@ def multiply(
         return []
     rows, columns = out.shape
     inner = a.shape[0] if form == "a^Tb" else a.shape[1]
-    tile = tile or (LARGE if min(rows, columns) > SMALL.rows else SMALL)
-    made = product(precision, form, tile, (aligned(a), aligned(b)), value, bias is not None, z is not None)
+    wide = aligned(a), aligned(b)
+    if tile is None:
+        wanted = choices.Product(precision, form, wide, rows, columns, inner)
+        tile = choices.measured(wanted, lambda: TILES) or choose(rows, columns)
+    made = product(precision, form, tile, wide, value, bias is not None, z is not None)
     grid = ceil_div(rows, tile.rows), ceil_div(columns, tile.columns)
     flat = [x.reshape(-1) for x in (a, b, out if bias is None else bias, out if z is None else z, out)]
     return [Launch(made, grid, (tile.threads,), (*flat, *map(np.int64, (rows, columns, inner))))]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import re
 import threading
 import time
@@ -80,7 +79,9 @@ def argument_types(arguments: Sequence[Any]) -> tuple[Any, ...]:
 
 
 @functools.cache
-def _versions() -> str:
+def versions() -> str:
+    """Those of the tools that make machine code."""
+
     def version(name: str) -> str:
         try:
             return importlib.metadata.version(name)
@@ -93,7 +94,7 @@ def _versions() -> str:
 @functools.cache
 def cubin(kernel: Kernel, kinds: tuple[Any, ...], arch: int) -> tuple[str, bytes]:
     """Name and machine code of ``kernel`` for arguments of these types and ``sm_<arch>``, from the disk or compiled."""
-    digest = cache.fingerprint(kernel.meaning, repr(kinds), f"sm_{arch}", _versions())
+    digest = cache.fingerprint(kernel.meaning, repr(kinds), f"sm_{arch}", versions())
     path = cache.cache_directory() / f"{kernel.name}.{digest[:24]}.sm_{arch}.cubin"
     start = time.perf_counter()
     try:
@@ -106,9 +107,7 @@ def cubin(kernel: Kernel, kinds: tuple[Any, ...], arch: int) -> tuple[str, bytes
         found = _ENTRY.search(text)
         assert found is not None
         name, code = found[1].encode(), assemble(text, arch)
-        draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
-        draft.write_bytes(name + b"\0" + code)
-        draft.replace(path)
+        cache.write_whole(path, name + b"\0" + code)
         compile.STATISTICS["compiled"] += 1
     compile.STATISTICS["seconds"] += time.perf_counter() - start
     return name.decode(), code

@@ -1,7 +1,7 @@
-"""Tensor cores: 16 x 8 results of a warp, ``mma.sync``, on operands rounded to TF32 or bfloat16.
+"""Tensor cores: 16 x 8 results of a warp, ``mma.sync``, on operands rounded to TF32, bfloat16 or float16.
 
-A *word* is what a register of an operand holds: a number in TF32, two neighbours of the inner index in bfloat16. In
-words both forms are the same: lane ``l`` with ``g = l // 4`` and ``t = l % 4`` holds
+A *word* is what a register of an operand holds: a number in TF32, two neighbours of the inner index in the formats of
+16 bits. In words all forms are the same: lane ``l`` with ``g = l // 4`` and ``t = l % 4`` holds
 
 * of A (16 rows, 8 words): rows ``g`` and ``g + 8`` of word ``t``, then of word ``t + 4``;
 * of B (8 words, 8 columns): column ``g`` of words ``t`` and ``t + 4``;
@@ -31,8 +31,8 @@ class Rounding(NamedTuple):
 
 @functools.cache
 def rounding(name: str) -> Rounding:
-    """``"tf32"`` or ``"bfloat16"``."""
-    numbers = {"tf32": 1, "bfloat16": 2}[name]
+    """``"tf32"``, ``"bfloat16"`` or ``"float16"``."""
+    numbers = {"tf32": 1, "bfloat16": 2, "float16": 2}[name]
     return Rounding(numbers, *(_simulated(name) if SIMULATED else _intrinsics(name)))
 
 
@@ -40,21 +40,35 @@ def rounding(name: str) -> Rounding:
 
 
 def rounded(x: Any, name: str) -> np.ndarray:
-    """float32 numbers as operands hold them: TF32 rounds ties away from zero, bfloat16 to even."""
-    bits = np.asarray(x, np.float32).view(np.uint32)
+    """float32 numbers as operands hold them: TF32 rounds ties away from zero, the formats of 16 bits to even.
+
+    Beyond the largest float16, 65504, lies infinity (for 65520 and more); below 2^-14 its spacing stays 2^-24.
+    """
+    x = np.asarray(x, np.float32)
+    if name == "float16":
+        _, exponent = np.frexp(x)  # x = f 2^exponent with 1/2 <= f < 1
+        spacing = np.ldexp(1.0, np.maximum(exponent, -13) - 11)
+        nearest = np.rint(x / spacing) * spacing
+        return np.where(np.abs(nearest) < 65536, nearest, x + np.copysign(np.inf, x)).astype(np.float32)
+    bits = x.view(np.uint32)
     if name == "tf32":
         bits = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     else:
         bits = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
-    return bits.view(np.float32)
+    return np.where(np.isnan(x), np.float32(np.nan), bits.view(np.float32))
 
 
 def _simulated(name: str) -> tuple[Any, Any]:
     def pack(*numbers: Any) -> Any:
-        bits = rounded(np.array(numbers, np.float32), name).view(np.uint32)
+        exact = rounded(np.array(numbers, np.float32), name)
+        if name == "float16":
+            return exact.astype(np.float16).view(np.uint32)[0]
+        bits = exact.view(np.uint32)
         return bits[0] if name == "tf32" else np.uint32(bits[0] >> np.uint32(16) | bits[1])
 
     def unpacked(word: Any) -> list[float]:
+        if name == "float16":
+            return np.array([word], np.uint32).view(np.float16).tolist()
         words = [word] if name == "tf32" else [word << np.uint32(16), word & np.uint32(0xFFFF0000)]
         return [float(np.uint32(w).view(np.float32)) for w in words]
 
@@ -81,10 +95,15 @@ def _simulated(name: str) -> tuple[Any, Any]:
 
 # ----------------------------------------------------------------------------------------------- intrinsics
 
-_PACK = {"tf32": ("cvt.rna.tf32.f32 $0, $1;", "=r,f"), "bfloat16": ("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f")}
+_PACK = {
+    "tf32": ("cvt.rna.tf32.f32 $0, $1;", "=r,f"),
+    "bfloat16": ("cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f"),
+    "float16": ("cvt.rn.f16x2.f32 $0, $2, $1;", "=r,f,f"),
+}
 _MULTIPLY = {
     "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
     "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+    "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
 }
 
 
@@ -126,4 +145,4 @@ def _intrinsics(name: str) -> tuple[Any, Any]:
 
         return types.UniTuple(types.float32, 4)(*[types.uint32] * 6, *[types.float32] * 4), codegen
 
-    return {"tf32": pack_one, "bfloat16": pack_two}[name], multiply
+    return pack_one if name == "tf32" else pack_two, multiply

@@ -3,6 +3,8 @@
 Memory contract: ``w`` and ``slots`` are read once and written once, ``g`` is read once; all are C-contiguous.
 ``uniforms[0]`` scales the gradient on the way, and what is not finite there reaches every parameter. Both kernels
 access 128 bits at once where an array, or a row of ``slots``, begins at such an address, and else element by element.
+In mixed precision ``w`` and ``g`` have 16 bits (uint16 stands for bfloat16), of which 64 are accessed at once: ``w`` is
+written, rounded from the float32 weights ``master``, which are read and written beside ``slots``.
 
 The norm is summed in two stages of fixed order: each thread adds squares with Kahan's compensation in the model's
 dtype, a block adds its threads in a tree, and one thread adds the blocks in float64. A float32 gradient with elements
@@ -24,7 +26,7 @@ from ..compile import UNIFORM_HEADER, begin_functions, begin_text, gradient_text
 from ..rewriting import select_max, select_min
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
-from .vector import access, aligned
+from .vector import BYTES, access, aligned, half_access
 
 NORM_BLOCKS = 256  # at most; one thread adds their sums
 SELECT = {f.__name__: CUDA.inline(f) for f in (select_max, select_min)}
@@ -63,7 +65,7 @@ def {name}(g, partial):
 {add}
     i = whole + cuda.grid(1)
     if i < g.size:
-        g0 = g[i]
+{load_last}
 {add_last}
     sums[t] = {total}
 {tree}
@@ -88,27 +90,28 @@ _ADD = """\
 
 
 @functools.cache
-def _norm_blocks(dtype: Any, wide: bool) -> Any:
-    """Both variants add in the same order: the bits do not depend on where the gradient lies."""
+def _norm_blocks(dtype: Any, wide: bool, half: str = "") -> Any:
+    """All variants add in the same order: the bits do not depend on where the gradient lies, nor on its format."""
     lanes, load, _ = access(dtype)
     each = range(lanes)
-    name = "norm_blocks" if wide else "norm_blocks_scalar"
+    name = f"norm_blocks{'_mixed' if half else ''}{'' if wide else '_scalar'}"
     text = _NORM.format(
         name=name,
         BLOCK=BLOCK,
         lanes=lanes,
         totals=" = ".join(f"total{k}" for k in each),
         losts=" = ".join(f"lost{k}" for k in each),
-        load=load_text("g", "g", lanes, wide),
+        load=load_text("g", "g", lanes, wide, half),
         add="\n".join(_ADD.format(k=k) for k in each),
+        load_last=f"        g0 = {_one('g', half)}",
         add_last=_ADD.format(k=0),
         total=" + ".join(f"total{k}" for k in each),
         tree=tree_text(["sums"]),
     )
     dtype = np.dtype(dtype)
-    scope = {"cuda": cuda, "element": element(dtype), "load": load}
+    scope = {"cuda": cuda, "element": element(dtype), "load": load, **_half_scope(half, lanes)}
     scope |= {"zero": dtype.type(0), "largest": np.finfo(dtype).max}
-    return generated(text, name, scope, dtype)
+    return generated(text, name, scope, dtype, half)
 
 
 @kernel
@@ -129,11 +132,41 @@ def _norm_finish(dtype: Any) -> Any:
 def clip_by_global_norm(g: Any, hyper: Any, uniforms: Any) -> list[Launch]:
     """``uniforms[0] *= c / max(c, ||uniforms[0] g||)`` with ``c = hyper[-1] > 0``."""
     blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
-    partial = scratch(g, (blocks,))
+    partial = scratch(uniforms, (blocks,))
+    g, half = _half(g)
+    wide = aligned(g, size=_HALF_BYTES) if half else aligned(g)
     return [
-        Launch(_norm_blocks(g.dtype, aligned(g)), (blocks,), (BLOCK,), (g, partial)),
-        Launch(_norm_finish(g.dtype), (1,), (1,), (partial, hyper, uniforms)),
+        Launch(_norm_blocks(uniforms.dtype, wide, half), (blocks,), (BLOCK,), (g, partial)),
+        Launch(_norm_finish(uniforms.dtype), (1,), (1,), (partial, hyper, uniforms)),
     ]
+
+
+def clip_by_global_norm_mixed(g: Any, hyper: Any, uniforms: Any) -> list[Launch]:
+    """:func:`clip_by_global_norm` of a gradient of 16 bits, with the bits of the same gradient in float32."""
+    return clip_by_global_norm(g, hyper, uniforms)
+
+
+# ------------------------------------------------------------------------------------------- numbers of 16 bits
+
+_HALF_BYTES = 8  # as many numbers as 128 bits of float32
+
+
+def _half(array: Any) -> tuple[Any, str]:
+    """An array of 16 bits as uint16 and the name of its format; any other as it is and no name."""
+    if array.dtype.itemsize != 2:
+        return array, ""
+    return array.view(np.uint16), "float16" if array.dtype == np.float16 else "bfloat16"
+
+
+def _half_scope(half: str, lanes: int) -> dict[str, Any]:
+    if not half:
+        return {}
+    several, one = half_access(half, lanes), half_access(half, 1)
+    return {"load_half": several.load, "store_half": several.store, "load_half1": one.load, "store_half1": one.store}
+
+
+def _one(array: str, half: str) -> str:
+    return f"load_half1({array}, i)[0]" if half else f"{array}[i]"
 
 
 # --------------------------------------------------------------------------------------------------- update
@@ -154,7 +187,7 @@ _BY_TENSOR = """\
     u = given[blocks[b, 2]]"""
 
 _UPDATE = """
-def {name}(w, g, s, given{blocks}):
+def {name}({arrays}, given{blocks}):
 {where}
     if u[4] != zero:
         return
@@ -174,17 +207,20 @@ def {name}(w, g, s, given{blocks}):
 """
 
 
-def load_text(name: str, array: str, lanes: int, wide: bool) -> str:
-    values = "".join(f"{name}{k}, " for k in range(lanes))
-    return f"        {values}= " + (
-        f"load({array}, i)" if wide else "".join(f"{array}[i + {k}], " for k in range(lanes))
-    )
-
-
-def _store(name: str, array: str, lanes: int, wide: bool) -> str:
+def load_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
     values = "".join(f"{name}{k}, " for k in range(lanes))
     if wide:
-        return f"        store({array}, i, ({values}))"
+        return f"        {values}= load{'_half' if half else ''}({array}, i)"
+    each = (f"load_half1({array}, i + {k})[0], " if half else f"{array}[i + {k}], " for k in range(lanes))
+    return f"        {values}= {''.join(each)}"
+
+
+def _store(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
+    values = "".join(f"{name}{k}, " for k in range(lanes))
+    if wide:
+        return f"        store{'_half' if half else ''}({array}, i, ({values}))"
+    if half:
+        return "\n".join(f"        store_half1({array}, i + {k}, ({name}{k},))" for k in range(lanes))
     return "\n".join(f"        {array}[i + {k}] = {name}{k}" for k in range(lanes))
 
 
@@ -197,12 +233,13 @@ def _apply(rule: Any, uniforms: int, w: str, g: str, slots: Sequence[str], resul
 _kernels: dict[Any, Any] = {}
 
 
-def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool) -> Any:
-    """The kernel where those of ``w``, ``g`` and the rows of ``slots`` that are ``wide`` take 128-bit access.
+def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half: str = "") -> Any:
+    """The kernel where those of ``w``, ``g``, the rows of ``slots`` and the copy that are ``wide`` take wide access.
 
-    Where none does, a thread takes single elements, neighbours of those of its neighbours.
+    Where none does, a thread takes single elements, neighbours of those of its neighbours. ``half`` is the format of
+    ``g`` and of the copy of ``w`` in mixed precision; without it there is no copy.
     """
-    key = rule.form, dtype, wide, by_tensor
+    key = rule.form, dtype, wide, by_tensor, half
     if key in _kernels:
         return _kernels[key]
     update, low = lowered(rule, "update", dtype)
@@ -210,46 +247,60 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool) -> A
     apply = functools.partial(_apply, rule, uniforms)
     lanes, load, store = access(dtype)
     lanes = lanes if any(wide) else 1
-    slots = [f"s{k}_" for k in range(len(wide) - 2)]
+    slots = [f"s{k}_" for k in range(len(wide) - 2 - bool(half))]
     arrays = ["w", "g", *(f"s{k}" for k in range(len(slots)))]
     rows = [f"    {array} = s[{k}]" for k, array in enumerate(arrays[2:])]
     rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(uniforms)]
     rows += [f"    q{k} = u[{k + UNIFORM_HEADER + uniforms}]" for k in range(len(rule.sums))]
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
-    name = "optimizer_update" + ("_by_tensor" if by_tensor else "") + ("" if any(wide) else "_scalar")
+    stores = [_store(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
+    last = [apply("x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
+    last += [f"        {arrays[at]}[i] = {value}" for value, at in written.items()]
+    if half:
+        stores.append(_store("new_w", "copy", lanes, wide[-1], half))
+        last.append("        store_half1(copy, i, (new_w,))")
+    form = "_by_tensor" if by_tensor else "_mixed" if half else ""
+    name = f"optimizer_update{form}{'' if any(wide) else '_scalar'}"
     text = _UPDATE.format(
         name=name,
+        arrays="w, g, s, copy" if half else "w, g, s",
         lanes=lanes,
         blocks=", blocks" if by_tensor else "",
         where=_BY_TENSOR if by_tensor else _FLAT,
         rows="\n".join(rows),
         loads="\n".join(
-            load_text(value, array, lanes, flag)
-            for value, array, flag in zip(["w_", "g_", *slots], arrays, wide, strict=True)
+            load_text(value, array, lanes, flag, half if array == "g" else "")
+            for value, array, flag in zip(["w_", "g_", *slots], arrays, wide, strict=False)
         ),
         updates="\n".join(
             apply(f"w_{k}", f"g_{k}", [f"{slot}{k}" for slot in slots], [f"{value}{k}" for value in written])
             for k in range(lanes)
         ),
-        stores="\n".join(_store(value, arrays[at], lanes, wide[at]) for value, at in written.items()),
-        last="        x = w[i]\n"
-        + apply("x", "g[i]", [f"{a}[i]" for a in arrays[2:]], [f"{arrays[at]}[i]" for at in written.values()]),
+        stores="\n".join(stores),
+        last="\n".join(["        x = w[i]", *last]),
     )
     scope = {"cuda": cuda, "update": update, "load": load, "store": store, "zero": np.dtype(dtype).type(0), **SELECT}
-    _kernels[key] = generated(text, name, scope, dtype, update)
+    _kernels[key] = generated(text, name, scope | _half_scope(half, lanes), dtype, update, half)
     return _kernels[key]
 
 
-def wide_arrays(rule: Any, w: Any, g: Any, slots: Any) -> tuple[bool, ...]:
-    """Whether ``w``, ``g`` and the rows of ``slots`` allow 128-bit access."""
-    return tuple(aligned(array) for array in (w, g, *(slots[k] for k in range(len(rule.slots)))))
+def wide_arrays(rule: Any, *arrays: Any) -> tuple[bool, ...]:
+    """Whether ``w``, ``g``, the rows of ``slots`` and what follows allow access to four numbers at once."""
+    w, g, slots, *copies = arrays
+    rows = (slots[k] for k in range(len(rule.slots)))
+    return tuple(aligned(a, size=_HALF_BYTES if a.dtype.itemsize == 2 else BYTES) for a in (w, g, *rows, *copies))
+
+
+def _flat_update(rule: Any, arrays: Sequence[Any], uniforms: Any, half: str) -> list[Launch]:
+    wide = wide_arrays(rule, *arrays)
+    w = arrays[0]
+    groups = ceil_div(w.size, access(w.dtype).lanes) if any(wide) else w.size
+    return [Launch(_update(rule, w.dtype, wide, False, half), *flat(groups), (*arrays, uniforms))]
 
 
 def optimizer_update(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any) -> list[Launch]:
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
-    wide = wide_arrays(rule, w, g, slots)
-    groups = ceil_div(w.size, access(w.dtype).lanes) if any(wide) else w.size
-    return [Launch(_update(rule, w.dtype, wide, False), *flat(groups), (w, g, slots, uniforms))]
+    return _flat_update(rule, (w, g, slots), uniforms, "")
 
 
 def optimizer_update_by_tensor(rule: Any, w: Any, g: Any, slots: Any, rows: Any, blocks: Any) -> list[Launch]:
@@ -259,3 +310,12 @@ def optimizer_update_by_tensor(rule: Any, w: Any, g: Any, slots: Any, rows: Any,
     """
     made = _update(rule, w.dtype, wide_arrays(rule, w, g, slots), True)
     return [Launch(made, (blocks.shape[0],), (BLOCK,), (w, g, slots, rows, blocks))]
+
+
+def optimizer_update_mixed(rule: Any, master: Any, g: Any, slots: Any, w: Any, uniforms: Any) -> list[Launch]:
+    """:func:`optimizer_update` of the float32 ``master`` from a gradient of 16 bits; ``w`` = ``master`` rounded.
+
+    ``w`` and ``g`` have one format. All in one pass: 2 bytes of each are moved, 8 of ``master``, 8 of each slot.
+    """
+    w, half = _half(w)
+    return _flat_update(rule, (master, _half(g)[0], slots, w), uniforms, half)

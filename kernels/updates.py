@@ -1,0 +1,134 @@
+"""Optimizer steps as a function on arrays, in one precision or in two; see ops.py for what arrays may be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .compile import UNIFORM_HEADER, uniforms_of
+from .cpu import eager
+from .instructions import MIXED, ShapeError
+from .ops import _backend, _Cpu, _float, _in_place
+from .program import tensor_blocks
+from .rule import Optimizer, RuleError, find
+
+_HALVES = ("float16", "bfloat16")
+
+
+def optimizer_update(
+    rule: Any,
+    w: Any,
+    g: Any,
+    slots: Any,
+    *,
+    step: int,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    master: Any = None,
+    **values: float,
+) -> None:
+    """Update ``w`` and ``slots`` in place, in one pass: step number ``step`` (from 1) of an optimizer rule.
+
+    ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step; where
+    there are more than two, the CPU copies them there and back. The gradient is scaled to a norm of at most
+    ``clip_norm`` (0: not at all). Rules that take sums over a tensor take ``w`` as one. ``values`` override the rule's
+    parameters.
+
+    In mixed precision ``w`` and ``g`` are float16 or bfloat16 (NumPy's float16, or a dtype of the name bfloat16 such as
+    that of ml_dtypes), ``master`` holds the weights in float32, and ``slots`` are float32. ``master`` and ``slots`` are
+    updated from the gradient as float32 holds it; then ``w`` is ``master`` rounded to nearest, ties to even, which is
+    infinite in float16 from 65520 on. On the GPU that is one pass too; the CPU converts with NumPy before and after the
+    step in float32.
+    """
+    rule = find("optimizer", rule)
+    assert isinstance(rule, Optimizer)
+    clipped = clip_norm > 0.0
+    settings = (weight_decay, clip_norm, tuple(values.items()))
+    known = eager.known_update(rule, w, clipped) if type(w) is np.ndarray else None
+    if (
+        known is not None
+        and master is None
+        and step >= 1
+        and (settings == known.settings or values.keys() <= known.names)
+    ):
+        arrays = (w, g, *slots)
+        if known.fits(arrays):
+            known(arrays, step, settings)  # all was checked before
+            return
+    if values and not values.keys() <= rule.parameters.keys():
+        unknown = min(values.keys() - rule.parameters.keys())
+        raise RuleError(f"{rule.name} has no parameter {unknown!r}; it has: {', '.join(rule.parameters)}")
+    backend = _backend(w, g, *slots, master)
+    half = _half(w, g, master)
+    weights, of = (w, "w") if master is None else (master, "master")
+    if len(slots) != len(rule.slots):
+        raise ShapeError(f"slots holds {len(slots)} arrays; {rule.name} has {len(rule.slots)}: {', '.join(rule.slots)}")
+    for k, slot in enumerate(slots):
+        if slot.shape != weights.shape or slot.dtype != weights.dtype:
+            expected = f"{weights.dtype} {weights.shape}, those of {of}"
+            raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {expected}")
+    if step < 1:
+        raise ValueError(f"step must be at least 1, got {step}")
+    _in_place("w", w)
+    gradient = backend.contiguous(g) if half else _float("g", g, backend)
+    if gradient.shape != w.shape:
+        raise ShapeError(f"g has shape {gradient.shape}; expected {w.shape}, that of w")
+    if gradient.dtype != w.dtype:
+        raise ShapeError(f"g is {gradient.dtype}; expected {w.dtype}, the dtype of w")
+    if not w.size:
+        return
+    if half and backend is _Cpu:
+        wide = gradient.astype(np.float32)
+        optimizer_update(rule, master, wide, slots, step=step, weight_decay=weight_decay, clip_norm=clip_norm, **values)
+        with np.errstate(over="ignore"):  # infinity is what was promised
+            w[...] = master.astype(w.dtype)
+        return
+    if half and rule.sums:
+        raise RuleError(f"{rule.name} takes sums over the tensor; on CUDA its gradient must be float32, got {half}")
+    if backend is _Cpu and len(slots) <= 2 and not rule.sums and all(slot.flags.carray for slot in slots):
+        eager.new_update(rule, w, clipped)((w, gradient, *slots), step, settings)
+        return
+    parameters = [*(rule.parameters | values).values()]
+    hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
+    count = backend.contiguous(np.array([step - 1], np.int64))
+    uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), weights.dtype)
+    state = backend.empty((len(slots), w.size), weights.dtype)
+    for row, slot in zip(state, slots, strict=True):
+        row[...] = slot.ravel()
+    copy, gradient = w.ravel(), gradient.ravel()
+    if half == "bfloat16":  # CUDA has no arrays of it
+        copy, gradient = copy.view(np.uint16), gradient.view(np.uint16)
+    backend.run("optimizer_begin", [hyper, count, uniforms], rule)
+    if clip_norm > 0:
+        clip = MIXED["clip_by_global_norm_mixed"] if half else "clip_by_global_norm"
+        backend.run(clip, [gradient, hyper, uniforms])
+    if half:
+        operands = [weights.ravel(), gradient, state, copy, uniforms]
+        backend.run(MIXED["optimizer_update_mixed"], operands, rule)
+    elif rule.sums:
+        blocks = backend.contiguous(tensor_blocks([w.size], [0]))
+        rows = backend.empty((1, uniforms.size + len(rule.sums)), w.dtype)
+        backend.run("tensor_sums", [copy, gradient, state, uniforms, blocks, rows], rule)
+        backend.run("optimizer_update_by_tensor", [copy, gradient, state, rows, blocks], rule)
+    else:
+        backend.run("optimizer_update", [copy, gradient, state, uniforms], rule)
+    for row, slot in zip(state, slots, strict=True):
+        slot[...] = row.reshape(slot.shape)
+
+
+def _half(w: Any, g: Any, master: Any) -> str:
+    """The format of 16 bits that ``w`` has, checked against ``g`` and ``master``; nothing in one precision."""
+    name = str(getattr(getattr(w, "dtype", None), "name", ""))
+    if master is None:
+        if name in _HALVES:
+            raise ShapeError(f"w is {name}; master is missing, the weights in float32 that w is rounded from")
+        return ""
+    if name not in _HALVES:
+        raise ShapeError(f"w is {w.dtype}; expected float16 or bfloat16 beside master")
+    if getattr(g, "dtype", None) != w.dtype:
+        raise ShapeError(f"g is {getattr(g, 'dtype', type(g).__name__)}; expected {w.dtype}, the dtype of w")
+    if master.dtype != np.float32 or master.shape != w.shape:
+        raise ShapeError(f"master is {master.dtype} {master.shape}; expected float32 {w.shape}, the shape of w")
+    _in_place("master", master)
+    return name
