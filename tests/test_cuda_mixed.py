@@ -113,7 +113,7 @@ def test_a_thread_takes_a_group_where_access_is_wide():
 @pytest.mark.parametrize("half", WIDE)
 def test_the_norm_has_the_bits_of_float32(half):
     def scale(g, offset, op):
-        operands = [_at(g, offset, g.dtype)[1], np.array([1e-3]), np.zeros(4, np.float32)]
+        operands = [_at(g, offset, g.dtype)[1], np.array([1e-3]), np.ones(4, np.float32)]
         memory.run(plan(Instruction(op, operands), operands))
         return operands[2][0]
 
