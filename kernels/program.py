@@ -39,7 +39,8 @@ class Extern(Buffer):
     """An array that lives outside the arena and is bound when the program runs: data, labels, order, histories."""
 
 
-def _padded(elements: int, dtype: np.dtype) -> int:
+def padded(elements: int, dtype: np.dtype) -> int:
+    """``elements`` rounded up so that what lies behind them is aligned."""
     unit = ALIGNMENT // dtype.itemsize
     return -(-elements // unit) * unit
 
@@ -68,9 +69,9 @@ class Program:
                 offsets[whole] = cursor
             for buffer in self.buffers[region]:
                 offsets[buffer] = cursor
-                cursor += _padded(buffer.elements(rows), buffer.dtype) * buffer.dtype.itemsize
+                cursor += padded(buffer.elements(rows), buffer.dtype) * buffer.dtype.itemsize
             if whole is not None and region == "slot":
-                cursor += _padded(whole.elements(rows), whole.dtype) * whole.dtype.itemsize
+                cursor += padded(whole.elements(rows), whole.dtype) * whole.dtype.itemsize
         return offsets, work, cursor
 
     def views(self, arena: Any, rows: int) -> dict[Buffer, Any]:
@@ -159,7 +160,7 @@ class Builder:
     def whole(self, slots: int) -> tuple[Buffer, Buffer, Buffer]:
         """All parameters, all gradients and all optimizer state, each as one array; after the last parameter."""
         program = self.program
-        size = sum(_padded(b.elements(1), b.dtype) for b in program.buffers["parameter"])
+        size = sum(padded(b.elements(1), b.dtype) for b in program.buffers["parameter"])
         program.parameters = Buffer("parameters", (size,), self.dtype, "parameter", -1)
         program.gradients = Buffer("gradients", (size,), self.dtype, "gradient", -1)
         program.slots = Buffer("slots", (slots, size), self.dtype, "slot", -1)

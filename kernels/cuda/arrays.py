@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device import DeviceError
 from ..instructions import Instruction, ShapeError
 from . import driver
 from .launch import SIMULATED, Launch, plan
@@ -113,6 +114,17 @@ def _launch(graph: Any, stream: Any, calls: Any) -> None:
 
 
 memory: Any = _Simulated if SIMULATED else _Device
+
+
+@contextmanager
+def room(nbytes: int, need: str, less: str) -> Iterator[None]:
+    """Memory of the device that does not suffice meanwhile is a DeviceError that names its size and its ``need``."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DeviceError(
+            f"the GPU has no {nbytes / 2**20:,.0f} MiB free, which {need}; take {less}, or device='cpu'"
+        ) from error
 
 
 class _SimulatedBackend:

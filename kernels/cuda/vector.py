@@ -7,7 +7,9 @@ must be a multiple of 16 bytes: memory of the device begins at such addresses, v
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,6 +112,40 @@ def _intrinsics(dtype: np.dtype, lanes: int) -> tuple[Any, Any]:
         return types.void(array, types.int64, several), codegen
 
     return load, store
+
+
+@functools.cache
+def mover() -> Any:
+    """The function (array, offset) -> the array of the same shape ``offset`` elements behind it."""
+    if SIMULATED:
+
+        def plain(array, offset):
+            here = np.asarray(array)
+            return type(array)(_view(here.ctypes.data + int(offset) * here.itemsize, here.dtype, here.shape))
+
+        return plain
+
+    from numba import types
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def moved(typing_context, array, offset):
+        def codegen(context, builder, signature, arguments):
+            there = context.make_array(signature.args[0])(context, builder, arguments[0])
+            there.data = builder.gep(there.data, [arguments[1]])
+            return there._getvalue()
+
+        return array(array, types.int64), codegen
+
+    return moved
+
+
+@functools.lru_cache(10_000)
+def _view(place: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of the simulator as an array; each thread asks for the same ones."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = (ctypes.c_uint8 * size).from_address(place)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 @functools.cache
