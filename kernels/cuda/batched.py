@@ -103,5 +103,5 @@ def batched(launches: Sequence[Launch], stack: Stack) -> list[Launch]:
             continue
         made = _batched(launch.kernel, tuple(map(bool, strides)))
         arguments = *launch.arguments, *(np.int64(stride) for stride in strides if stride)
-        found.append(Launch(made, (*launch.grid, 1)[:2] + (stack.models,), launch.block, arguments))
+        found.append(Launch(made, (*(*launch.grid, 1)[:2], stack.models), launch.block, arguments))
     return found

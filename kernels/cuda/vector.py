@@ -19,7 +19,7 @@ from .driver import address
 from .launch import SIMULATED, element
 
 BYTES = 16
-
+_GLOBAL = 1  # the address space that arrays given to a kernel lie in
 
 _LLVM = {
     np.dtype(np.float32): ir.FloatType(),
@@ -132,7 +132,14 @@ def mover() -> Any:
     def moved(typing_context, array, offset):
         def codegen(context, builder, signature, arguments):
             there = context.make_array(signature.args[0])(context, builder, arguments[0])
-            there.data = builder.gep(there.data, [arguments[1]])
+            generic = there.data.type
+            place = builder.addrspacecast(there.data, ir.PointerType(generic.pointee, _GLOBAL))
+            place = builder.gep(place, [arguments[1]])
+            # else NVVM adds the offset to every index, which takes two additions more for each address
+            word = ir.IntType(64)
+            number = builder.ptrtoint(place, word)
+            number = builder.asm(ir.FunctionType(word, [word]), "mov.u64 $0, $1;", "=l,l", [number], False)
+            there.data = builder.addrspacecast(builder.inttoptr(number, place.type), generic)
             return there._getvalue()
 
         return array(array, types.int64), codegen
@@ -144,7 +151,7 @@ def mover() -> Any:
 def _view(place: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """Memory of the simulator as an array; each thread asks for the same ones."""
     size = math.prod(shape) * dtype.itemsize
-    memory = (ctypes.c_uint8 * size).from_address(place)
+    memory: Any = (ctypes.c_uint8 * size).from_address(place)
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
