@@ -69,10 +69,11 @@ class Budgets:
         self.defaults = Budget(**text["defaults"])
 
     def of(self, kernel: str) -> Budget:
-        """The budget of a kernel function."""
+        """The budget of a kernel function; its form for many models has that too, where no table changes it."""
+        names = kernel.removeprefix("batched_"), kernel
         budget = self.defaults
         for pattern, values in self.changes.items():
-            if fnmatch.fnmatchcase(kernel, pattern):
+            if any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 budget = budget._replace(**values)
         return budget
 
@@ -116,7 +117,7 @@ def entries(rules: Sequence[str] = ()) -> list[Any]:
     """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    return [*catalogue(rules=rules), *_placed(rules), *_products()]
+    return [*catalogue(rules=rules), *_placed(rules), *_products(), *_of_many_models(rules)]
 
 
 def place(dtype: Any, offset: int, *shape: int) -> Any:
@@ -135,6 +136,34 @@ def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0) -> Any:
     function, kinds = launch.kernel.py_func, argument_types(launch.arguments)
     name = f"{label}/{function.__name__}/{dtype}"
     return Entry(name, function, kinds, launch.kernel.options, str(dtype) == "float64", oldest)
+
+
+def _for_many(launch: Any) -> Any:
+    """The form of a launch for many models, all arrays of which move."""
+    from numpy.lib.stride_tricks import as_strided
+
+    from dlcore.kernels.cuda.batched import Stack, batched
+
+    stack = Stack(2)
+    for a in launch.arguments:
+        if getattr(a, "ndim", 0):
+            stack.add(as_strided(a, (2, a.size), (a.nbytes, a.itemsize)))  # nobody reads it
+    (moved,) = batched([launch], stack)
+    return moved
+
+
+def _of_many_models(rules: Sequence[str]) -> Iterator[Any]:
+    """Kernels of each kind in their form for many models: with barriers, shuffles, generated texts, wide access."""
+    import numpy as np
+
+    from dlcore.kernels.cuda.launch import _variants, plan
+    from dlcore.kernels.instructions import OPS
+
+    for dtype in map(np.dtype, ("float32", "float64")):
+        for op in ("gather_rows", "dropout", "batch_norm_forward", "softmax_cross_entropy"):
+            for label, instruction in _variants(OPS[op], dtype, rules):
+                for launch in plan(instruction, instruction.operands, np.zeros(2, np.int64)):
+                    yield _entry(label, _for_many(launch), dtype)
 
 
 def _products() -> Iterator[Any]:
@@ -157,6 +186,8 @@ def _products() -> Iterator[Any]:
                 plan = gemm.Plan(tile, 1, tile.slice)
                 (launch,) = gemm.multiply(a, b, y, "ab^T", value, y[0], z, plan)
                 yield _entry(f"product{mark}", launch, dtype)
+                if not offset:
+                    yield _entry("product=", _for_many(launch), dtype)
             *_, launch = gemm.multiply(a, b, y, "ab", value, y[0], z, gemm.Plan(tiles[-1], 2, tiles[-1].slice))
             yield _entry(f"product{mark}", launch, dtype)
     value = device_function(relu, "value", np.float32)
@@ -165,6 +196,7 @@ def _products() -> Iterator[Any]:
             a, b, z, y = (place("float32", 0, 8, 8) for _ in range(4))
             (launch,) = gemm_tensor.multiply(precision, a, b, y, "ab", value, y[0], z, block)
             yield _entry("product=", launch, "float32", TENSOR_CORES)
+            yield _entry("product=", _for_many(launch), "float32", TENSOR_CORES)
 
 
 def _placed(rules: Sequence[str]) -> Iterator[Any]:
@@ -184,6 +216,8 @@ def _placed(rules: Sequence[str]) -> Iterator[Any]:
             planned.append((f"optimizer_update[{rule.name}]", plan(Instruction("optimizer_update", o, rule), o)))
         for label, (launch,) in planned:
             yield _entry(f"{label}{'~' if offset else '='}", launch, dtype)
+            if not offset:
+                yield _entry(f"{label}=", _for_many(launch), dtype)
 
 
 _mine: list[Any] = []  # the entries of this worker

@@ -30,6 +30,10 @@ class _Simulated:
         return None
 
     @staticmethod
+    def wait(stream: Any) -> None:
+        pass
+
+    @staticmethod
     def to_device(array: Any) -> Any:
         return np.array(array)
 
@@ -71,6 +75,11 @@ class _Device:
         import cupy
 
         return cupy.cuda.Stream(non_blocking=True)
+
+    @staticmethod
+    def wait(stream: Any) -> None:
+        """Wait on the host until ``stream`` has done its work."""
+        stream.synchronize()
 
     @staticmethod
     @contextmanager

@@ -70,11 +70,6 @@ class Engine:
         with memory.on(self._stream), memory.on(stream):
             pass
 
-    def after(self, stream: Any) -> None:
-        """What the engine does from now on waits for what ``stream`` has to do."""
-        with memory.on(stream), memory.on(self._stream):
-            pass
-
     @property
     def nbytes(self) -> int:
         """The size of the arena."""

@@ -47,8 +47,7 @@ class Fleet:
         try:
             yield
         finally:
-            for engine in engines:
-                engine.after(self._stream)
+            memory.wait(self._stream)  # after an exception too: the fleet's memory may be free next
 
     def _gather(self, engines: Sequence[Engine]) -> None:
         """Make the arenas parts of one, in order, where they are not yet."""
