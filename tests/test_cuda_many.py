@@ -96,18 +96,18 @@ def test_the_bits_are_those_of_one_after_the_other(count, dtype, order):
 def test_before_and_after_models_go_on_by_themselves():
     """Other steps and room before; then all at once, some by themselves, others at once in another order."""
     x, y = data()
-    many, _ = data(300)
+    many, _ = data(270)
 
     def do(models, fit):
         models[1].fit(x, y, batch_size=8, verbose=0)
-        models[2].predict(many, batch_size=300)  # has room for more rows than the others
+        models[2].predict(many, batch_size=260)  # has room for more rows than the others
         histories = fit(models, x, y, batch_size=5, shuffle=False)
         seen = [model.predict(x) for model in models]
         models[0].fit(x, y, batch_size=5, verbose=0)
-        histories += fit([models[2], models[0]], x, y, batch_size=3)
-        histories += fit([models[2], models[0]], x, y, batch_size=8)
-        seen.append(models[1].predict(many, batch_size=300))  # leaves the memory of the others
-        histories += fit([models[0], models[1]], x, y, batch_size=8, epochs=2)
+        histories += fit(models[:2], x, y, batch_size=3)
+        histories += fit([models[1], models[0]], x, y, batch_size=8)
+        seen.append(models[1].predict(many, batch_size=270))  # leaves the memory of the others
+        histories += fit(models[:2], x, y, batch_size=8, epochs=2)
         return outcome(models, histories), [p.tobytes() for p in seen]
 
     expected, got = both(lambda: shallow(3), do)

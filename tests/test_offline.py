@@ -284,7 +284,7 @@ _ON_THE_CPU = """
 import numba, numpy as np
 import numba.cuda.extending
 numba.cuda.extending.intrinsic = numba.extending.intrinsic
-from dlcore.kernels.cuda.vector import access, outer_sum
+from dlcore.kernels.cuda.vector import access, mover, outer_sum
 
 for dtype in (np.float32, np.float64):
     for wanted in (0, 1):
@@ -309,10 +309,22 @@ for dtype in (np.float32, np.float64):
 
     sums, a, b = (tuple(np.array(v, dtype)) for v in ([1, 2, 3, 4, 5, 6], [10, 20], [3, 5, 7]))
     print(product(sums, a, b) == (31, 52, 73, 64, 105, 146))
+    moved = mover()
+
+    @numba.njit
+    def second_half(a, out):
+        there = moved(a[:3], 3)
+        for i in range(there.shape[0]):
+            for j in range(there.shape[1]):
+                out[i, j] = there[i, j]
+
+    a, out = np.arange(12, dtype=dtype).reshape(6, 2), np.zeros((3, 2), dtype)
+    second_half(a, out)
+    print(np.array_equal(out.ravel(), a.ravel()[3:9]))
 """
 
 
 def test_wide_access_computes_what_the_simulator_does(tools):
     """The simulator has plain functions in its place; here the instructions themselves run, on the CPU."""
     done = _python("-c", _ON_THE_CPU)
-    assert done.stdout.split() == ["True"] * 6, done.stdout + done.stderr
+    assert done.stdout.split() == ["True"] * 8, done.stdout + done.stderr

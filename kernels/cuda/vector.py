@@ -126,6 +126,7 @@ def mover() -> Any:
         return plain
 
     from numba import types
+    from numba.core.imputils import impl_ret_borrowed
     from numba.cuda.extending import intrinsic
 
     @intrinsic
@@ -138,9 +139,9 @@ def mover() -> Any:
             # else NVVM adds the offset to every index, which takes two additions more for each address
             word = ir.IntType(64)
             number = builder.ptrtoint(place, word)
-            number = builder.asm(ir.FunctionType(word, [word]), "mov.u64 $0, $1;", "=l,l", [number], False)
+            number = builder.asm(ir.FunctionType(word, [word]), "", "=l,0", [number], False)
             there.data = builder.addrspacecast(builder.inttoptr(number, place.type), generic)
-            return there._getvalue()
+            return impl_ret_borrowed(context, builder, signature.return_type, there._getvalue())
 
         return array(array, types.int64), codegen
 
