@@ -28,9 +28,9 @@ _EXAMPLES = """examples:
   python -m bench sass --json sass.json
 
 A row is one kernel: instruction[rule]/function/dtype; a minus sign stands for absent optional operands, = and ~ for
-arrays that begin at a multiple of 16 bytes and elsewhere. LDG, STG, LDS and STS count 128-bit accesses of all such
-accesses; hot is the share of FMA and MMA instructions in the innermost loop with the most of them. The exit status is
-1 where a kernel breaks its budget, 2 where something is missing.
+arrays that begin at a multiple of 16 bytes and elsewhere, batched_ for the form of many models. LDG, STG, LDS and STS
+count 128-bit accesses of all such accesses; hot is the share of FMA and MMA instructions in the innermost loop with the
+most of them. The exit status is 1 where a kernel breaks its budget, 2 where something is missing.
 """
 
 

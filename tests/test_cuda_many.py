@@ -117,12 +117,37 @@ def test_before_and_after_models_go_on_by_themselves():
 def test_models_stay_in_one_memory_that_is_used_again(monkeypatch):
     x, y = data()
     models = shallow(3)
+    many, _ = data(260)
+    models[1].predict(many, batch_size=260)
     dlcore.fit_many(models, x, y)
+    assert [model._engine.rows for model in models] == [260] * 3  # or that model would leave again
     assert len({id(model._engine.whole) for model in models}) == 1
     size = models[0]._engine.nbytes
     assert [model._engine.offset for model in models] == [0, size, 2 * size]
     monkeypatch.setattr(fleet.Engine, "move", None)  # would be called where they had to be brought together
     dlcore.fit_many(models, x, y, epochs=2)
+
+
+def test_a_model_may_be_used_between_epochs(monkeypatch):
+    x, y = data()
+    many, _ = data(260)
+
+    def do(models, fit):
+        calls = []
+
+        def next_order(*arguments):
+            calls.append(arguments)
+            if len(calls) == 3 and fit is dlcore.fit_many:  # for the second epoch
+                models[1].predict(many, batch_size=260)  # needs more room: leaves the memory of the others
+            return original(*arguments)
+
+        original = dlcore.training.next_order
+        with monkeypatch.context() as patch:
+            patch.setattr(dlcore.training, "next_order", next_order)
+            return outcome(models, fit(models, x, y, batch_size=4, epochs=2))
+
+    expected, got = both(lambda: shallow(2), do)
+    assert got == expected
 
 
 def test_an_exception_leaves_all_models_usable(monkeypatch):
@@ -275,6 +300,11 @@ def test_too_little_memory_names_its_size(monkeypatch):
     with monkeypatch.context() as patch:
         _without(patch, "to_device", lambda array: array.shape == (3, 8))
         with pytest.raises(DeviceError, match="which 3 models need for 'order' of 8 elements each; take fewer models"):
+            dlcore.fit_many(models, x, y)
+
+    with monkeypatch.context() as patch:
+        _without(patch, "to_device", lambda array: array.shape == x.shape)
+        with pytest.raises(DeviceError, match="no 0 MiB free, which samples and targets need; take fewer samples"):
             dlcore.fit_many(models, x, y)
 
     def none(shape, dtype):

@@ -31,7 +31,8 @@ class Fleet:
         self._stream = memory.stream()
         with memory.on(self._stream):
             self._cursor = memory.zeros(2, np.int64)
-            self._shared = {name: memory.to_device(array) for name, array in shared.items()}
+            with room(sum(array.nbytes for array in shared.values()), f"{' and '.join(shared)} need", "fewer samples"):
+                self._shared = {name: memory.to_device(array) for name, array in shared.items()}
 
     @contextmanager
     def taking(self, engines: Sequence[Engine]) -> Iterator[None]:
