@@ -234,6 +234,12 @@ def test_budgets_are_read(tmp_path):
     assert budgets.unused(["product_abt", "moments"]) == ["product_ab"]
 
 
+def test_the_form_for_many_models_has_the_budget_of_the_kernel():
+    budgets = sass.Budgets()
+    assert budgets.of("batched_product_ab_32x32") == budgets.of("product_ab_32x32") != budgets.defaults
+    assert budgets.of("batched_product_ab_128x64").registers_float64 > budgets.of("product_ab_128x64").registers_float64
+
+
 @pytest.mark.parametrize("line", ["regsters = 3", 'vector = ["LDL"]'])
 def test_a_budget_that_means_nothing(tmp_path, line):
     with pytest.raises(sass.BudgetError, match=r"product_ab names (regsters|LDL)"):
