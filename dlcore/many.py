@@ -1,11 +1,14 @@
-"""``fit_many``: many models of one architecture trained at once, whole models shared out among the threads."""
+"""``fit_many``: many models of one architecture trained at once.
+
+On the CPU whole models are shared out among the threads; on CUDA each kernel is launched once for all models.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from tqdm import tqdm
 from . import random, training
 from .kernels import get_num_threads
 from .model import Sequential
-from .training import History, Runner, Slices
+from .training import Data, History, Runner, Slices
 
 _OWN = ("name", "dtype", "kernel_initializer", "bias_initializer")  # of a layer's config: no part of the architecture
 
@@ -33,18 +36,22 @@ def fit_many(
 
     The models have the same layers (kinds, sizes, activations, rates), loss, metrics and rule of the optimizer; each
     has weights, values of the optimizer (learning rate, betas, decay, clipping), dropout masks and an order of the
-    samples of its own. Small models gain most: a thread trains a whole model, and threads need not wait for each other.
+    samples of its own. Small models gain most: on the CPU a thread trains a whole model, and threads need not wait for
+    each other; on CUDA all models are in one launch of each kernel, and one graph is a mini-batch of all of them.
 
-    The result is, bit for bit and for every number of threads, that of ``[m.fit(x, y, ...) for m in models]`` from
-    the same :func:`dlcore.set_seed`: a fit draws one number, the seed of its shuffling, and those are drawn here model
-    by model. Data is checked once and shared; each model holds the order of an epoch, 8 bytes a sample.
+    The result is, bit for bit on the same device and for every number of threads, that of
+    ``[m.fit(x, y, ...) for m in models]`` from the same :func:`dlcore.set_seed`: a fit draws one number, the seed of
+    its shuffling, and those are drawn here model by model. Data is checked once and shared; each model holds the order
+    of an epoch, 8 bytes a sample. On CUDA the models lie in one piece of memory from then on, which is free again when
+    none of them is left.
 
     ``verbose`` is 0 for silence, 1 for a progress bar (on a terminal only), 2 for a line an epoch; they show the range
-    over the models. Ctrl-C stops within about 50 ms, and all models stay usable. Validation data, weights of samples
-    and callbacks are not supported yet. On other devices than the CPU the models are fitted one after the other.
+    over the models. Ctrl-C stops within about 50 ms (on CUDA, what is in the GPU's queue is still done), and all models
+    stay usable. Validation data, weights of samples and callbacks are not supported yet.
 
     Raises ValueError where ``models`` is empty, holds a model twice, or models that differ (the first difference is
-    named) or lie on different devices; RuntimeError where a model is not compiled.
+    named) or lie on different devices; RuntimeError where a model is not compiled; DeviceError where the memory of the
+    GPU is too small for all of them.
 
     >>> import dlcore
     >>> x, y = np.eye(6, dtype=np.float32), np.arange(6) % 3
@@ -57,10 +64,6 @@ def fit_many(
     """
     models = _checked(models)
     batch_size, epochs = training.positive("batch_size", batch_size), training.positive("epochs", epochs)
-    if models[0].device != "cpu":
-        _say_one_by_one(models[0].device)
-        options = {"batch_size": batch_size, "epochs": epochs, "shuffle": shuffle, "verbose": verbose}
-        return [model.fit(x, y, **options) for model in models]  # type: ignore[arg-type]
     shufflers: list[np.random.Generator | None] = []
     for model in models:  # what a fit draws: weights where there are none yet, then the seed of the shuffling
         model._ensure_built(x)
@@ -68,6 +71,7 @@ def fit_many(
     _compare_shapes(models)
     data = models[0]._data(x, y)
     batch = min(batch_size, len(data.samples))
+    fleet = (_OnThreads if models[0].device == "cpu" else _OnCuda)(data, batch)
     slices = Slices()
     histories = [History() for _ in models]
     reported: set[int] = set()
@@ -77,7 +81,7 @@ def fit_many(
         with contextlib.ExitStack() as stack:
             for model in sorted(models, key=id):  # taken in one order, two calls cannot wait for each other
                 stack.enter_context(model._lock)
-            fleet = _Fleet([model._runner(data, batch) for model in models], batch)
+            stack.enter_context(fleet.taking([model._runner(data, batch) for model in models]))
             values = fleet.epoch(orders, slices, label if verbose == 1 else None, epoch + 1 == epochs)
             bad = [k for k in fleet.not_finite() if k not in reported]
         for runner, history, value in zip(fleet.runners, histories, values, strict=True):
@@ -96,30 +100,34 @@ def fit_many(
 
 
 class _Fleet:
-    """The models' runners, and an epoch of all of them."""
+    """The models' runners, and an epoch of all of them; how they run is the matter of a device."""
 
-    def __init__(self, runners: list[Runner], batch: int) -> None:
-        self.runners, self.batch = runners, batch
-        engines = [runner.engine for runner in runners]
-        # where one mini-batch of all models would take longer than a slice may, only some are in a call
-        most = int(training.SLICE / engines[0].seconds("train", batch))
-        size = get_num_threads() * max(1, most)
-        self.groups = [engines[k : k + size] for k in range(0, len(engines), size)]
+    def __init__(self, data: Data, batch: int) -> None:
+        self.data, self.batch, self.count = data, batch, len(data.samples)
+        self.runners: list[Runner] = []
+
+    def taking(self, runners: list[Runner]) -> AbstractContextManager[Any]:
+        """The models' runners are the fleet's meanwhile."""
+        raise NotImplementedError
+
+    def begin(self, batches: int, orders: list[np.ndarray]) -> None:
+        """Make all engines ready for an epoch."""
+        raise NotImplementedError
+
+    def call(self, steps: int, done: int) -> None:
+        """Train with ``steps`` mini-batches after the first ``done``."""
+        raise NotImplementedError
+
+    def fetch(self, name: str) -> Sequence[np.ndarray]:
+        """The extern ``name`` of each model."""
+        raise NotImplementedError
 
     def epoch(self, orders: list[np.ndarray], slices: Slices, label: str | None, last: bool) -> list[dict[str, float]]:
         """Train for an epoch, with a progress bar where there is a ``label``; loss and metrics of each model."""
-        from .kernels.cpu.engine import run_many
-
-        batch, count, batches = self.batch, self.runners[0].count, 0
-        for runner, order in zip(self.runners, orders, strict=True):
-            batches = runner.begin("train", batch, order)
-
-        def call(steps: int, done: int) -> None:
-            for group in self.groups:
-                run_many(group, "train", steps, batch, count, done)
-
+        batches = -(-self.count // self.batch)
+        self.begin(batches, orders)
         if label is None:
-            slices.run(batches, call)
+            slices.run(batches, self.call)
             return self.means(batches)
         with tqdm(total=batches, desc=label, unit="batch", disable=None, leave=last) as bar:
 
@@ -127,31 +135,80 @@ class _Fleet:
                 bar.update(steps)
                 bar.set_postfix_str(_describe(self.means(done)), refresh=False)
 
-            slices.run(batches, call, after)
+            slices.run(batches, self.call, after)
         return self.means(batches)
 
     def means(self, done: int) -> list[dict[str, float]]:
         """Mean loss and metrics of each model over the first ``done`` mini-batches."""
-        return [runner.means(self.batch, done) for runner in self.runners]
+        names = self.runners[0].network.histories
+        columns = [self.fetch(f"history_{name}") for name in names]
+        return [
+            training.mean_values(dict(zip(names, row, strict=True)), self.batch, self.count, done)
+            for row in zip(*columns, strict=True)
+        ]
 
     def not_finite(self) -> list[int]:
         """The numbers of the models whose loss was NaN or infinite in the last epoch."""
-        return [k for k, runner in enumerate(self.runners) if runner.first_not_finite() is not None]
+        return [k for k, losses in enumerate(self.fetch("history_loss")) if not np.isfinite(losses).all()]
+
+
+class _OnThreads(_Fleet):
+    """Each model is trained by one thread of the CPU."""
+
+    @contextlib.contextmanager
+    def taking(self, runners: list[Runner]) -> Iterator[None]:
+        self.runners = runners
+        engines = [runner.engine for runner in runners]
+        # where one mini-batch of all models would take longer than a slice may, only some are in a call
+        most = int(training.SLICE / engines[0].seconds("train", self.batch))
+        size = get_num_threads() * max(1, most)
+        self.groups = [engines[k : k + size] for k in range(0, len(engines), size)]
+        yield
+
+    def begin(self, batches: int, orders: list[np.ndarray]) -> None:
+        for runner, order in zip(self.runners, orders, strict=True):
+            runner.begin("train", self.batch, order)
+
+    def call(self, steps: int, done: int) -> None:
+        from .kernels.cpu.engine import run_many
+
+        for group in self.groups:
+            run_many(group, "train", steps, self.batch, self.count, done)
+
+    def fetch(self, name: str) -> Sequence[np.ndarray]:
+        return [runner.engine.fetch(name) for runner in self.runners]
+
+
+class _OnCuda(_Fleet):
+    """All models are in each launch of a kernel."""
+
+    def __init__(self, data: Data, batch: int) -> None:
+        from .kernels.cuda.fleet import Fleet
+
+        super().__init__(data, batch)
+        self.fleet = Fleet(samples=data.samples, targets=data.targets)
+
+    def taking(self, runners: list[Runner]) -> AbstractContextManager[Any]:
+        self.runners = runners
+        return self.fleet.taking([runner.engine for runner in runners])
+
+    def begin(self, batches: int, orders: list[np.ndarray]) -> None:
+        network = self.runners[0].network
+        empty = np.zeros((len(orders), batches))
+        self.fleet.bind(order=np.stack(orders), **{f"history_{name}": empty for name in network.histories})
+        self.fleet.write(network.hyper, [runner.optimizer.hyper() for runner in self.runners])
+
+    def call(self, steps: int, done: int) -> None:
+        self.fleet.run("train", steps, self.batch, self.count, done)
+
+    def fetch(self, name: str) -> Sequence[np.ndarray]:
+        return list(self.fleet.fetch(name))
 
 
 def _describe(values: list[dict[str, float]]) -> str:
     """``loss 0.1234 to 0.5678  accuracy 0.8765 to 0.9876``"""
     ranges = {name: [value[name] for value in values] for name in values[0]}
     return "  ".join(f"{name} {min(range_):.4f} to {max(range_):.4f}" for name, range_ in ranges.items())
-
-
-@functools.cache
-def _say_one_by_one(device: str) -> None:
-    warnings.warn(
-        f"fit_many trains models at once on the CPU only; these are on {device} and are fitted one after the other",
-        RuntimeWarning,
-        stacklevel=3,
-    )
 
 
 # ---------------------------------------------------------------------------------------------------------- checks

@@ -125,10 +125,8 @@ class Runner:
 
     def means(self, batch: int, done: int) -> dict[str, float]:
         """The mean over the samples of the first ``done`` mini-batches of each history."""
-        rows = np.full(done, batch, np.float64)
-        rows[-1] = min(batch, self.count - (done - 1) * batch)
-        share = rows / rows.sum()
-        return {name: float(share @ self.engine.fetch(f"history_{name}")[:done]) for name in self.network.histories}
+        histories = {name: self.engine.fetch(f"history_{name}") for name in self.network.histories}
+        return mean_values(histories, batch, self.count, done)
 
     def learning_rate(self) -> float:
         """The learning rate of the last step."""
@@ -150,6 +148,14 @@ class Runner:
         """Run all samples as one mini-batch."""
         self.run(name, self.count, np.arange(self.count))
         return self.means(self.count, 1)
+
+
+def mean_values(histories: dict[str, np.ndarray], batch: int, count: int, done: int) -> dict[str, float]:
+    """The mean over the samples of the first ``done`` mini-batches of ``count`` samples, of each history."""
+    rows = np.full(done, batch, np.float64)
+    rows[-1] = min(batch, count - (done - 1) * batch)
+    share = rows / rows.sum()
+    return {name: float(share @ history[:done]) for name, history in histories.items()}
 
 
 def describe(values: dict[str, float]) -> str:

@@ -54,7 +54,8 @@ def tensor_blocks(sizes: Sequence[int], starts: Sequence[int]) -> np.ndarray:
     ).reshape(-1, 3)
 
 
-def _padded(elements: int, dtype: np.dtype) -> int:
+def padded(elements: int, dtype: np.dtype) -> int:
+    """``elements`` rounded up so that what lies behind them is aligned."""
     unit = ALIGNMENT // dtype.itemsize
     return -(-elements // unit) * unit
 
@@ -84,9 +85,9 @@ class Program:
                 offsets[whole] = cursor
             for buffer in self.buffers[region]:
                 offsets[buffer] = cursor
-                cursor += _padded(buffer.elements(rows), buffer.dtype) * buffer.dtype.itemsize
+                cursor += padded(buffer.elements(rows), buffer.dtype) * buffer.dtype.itemsize
             if whole is not None and region == "slot":
-                cursor += _padded(whole.elements(rows), whole.dtype) * whole.dtype.itemsize
+                cursor += padded(whole.elements(rows), whole.dtype) * whole.dtype.itemsize
         return offsets, work, cursor
 
     def views(self, arena: Any, rows: int) -> dict[Buffer, Any]:
@@ -175,7 +176,7 @@ class Builder:
     def whole(self, slots: int) -> tuple[Buffer, Buffer, Buffer]:
         """All parameters, all gradients and all optimizer state, each as one array; after the last parameter."""
         program = self.program
-        size = sum(_padded(b.elements(1), b.dtype) for b in program.buffers["parameter"])
+        size = sum(padded(b.elements(1), b.dtype) for b in program.buffers["parameter"])
         program.parameters = Buffer("parameters", (size,), self.dtype, "parameter", -1)
         program.gradients = Buffer("gradients", (size,), self.dtype, "gradient", -1)
         program.slots = Buffer("slots", (slots, size), self.dtype, "slot", -1)
@@ -187,7 +188,7 @@ class Builder:
         for b in self.program.buffers["parameter"]:
             sizes.append(b.elements(1))
             starts.append(cursor)
-            cursor += _padded(b.elements(1), b.dtype)
+            cursor += padded(b.elements(1), b.dtype)
         table = tensor_blocks(sizes, starts)
         buffer = self.state("tensor_blocks", table.shape, np.int64)
         self.program.constants[buffer] = table

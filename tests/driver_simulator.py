@@ -42,11 +42,16 @@ class Stream:
 
     all: dict = {}  # noqa: RUF012
 
+    waits: list = []  # noqa: RUF012 - (stream, the one it waits for), "launch", and (stream, "host")
+
     def record(self):
-        return "event"
+        return self.ptr
 
     def wait_event(self, event):
-        assert event == "event"
+        Stream.waits.append((self.ptr, event))
+
+    def synchronize(self):
+        Stream.waits.append((self.ptr, "host"))
 
     def begin_capture(self):
         assert self.graph is None
@@ -73,6 +78,7 @@ class Graph:
 
     def launch(self, stream):
         Graph.launched += 1
+        Stream.waits.append("launch")
         for launch in self.launches:
             _run(launch)
 
@@ -145,9 +151,10 @@ def _execute(f, grid, block, values):
 @contextlib.contextmanager
 def installed(monkeypatch):
     """CuPy is this module, and the CUDA engine takes it for a GPU."""
-    from dlcore.kernels.cuda import arrays, driver, engine
+    from dlcore.kernels.cuda import arrays, driver, engine, fleet
 
     Stream.current = Stream()
+    Stream.waits.clear()
     Graph.launched = 0
     module = {name: types.ModuleType(name) for name in ("cupy", "cupy.cuda", "cupy.cuda.driver")}
     cupy, cuda = module["cupy"], module["cupy.cuda"]
@@ -164,5 +171,6 @@ def installed(monkeypatch):
     for name, part in module.items():
         monkeypatch.setitem(sys.modules, name, part)
     monkeypatch.setattr(driver, "function", function)
-    monkeypatch.setattr(engine, "memory", arrays._Device)
+    for user in (engine, fleet):
+        monkeypatch.setattr(user, "memory", arrays._Device)
     yield Graph

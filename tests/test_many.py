@@ -304,24 +304,3 @@ def test_bad_data_is_refused_as_in_fit():
     x, y = blobs()
     with pytest.raises(ValueError, match="y holds class 3; the model has 3 outputs"):
         dlcore.fit_many(models(), x, y + 1)
-
-
-def test_on_cuda_one_after_the_other_with_a_warning_once(recwarn):
-    from dlcore import many
-
-    many._say_one_by_one.cache_clear()
-    x, y = blobs(6)
-    results = []
-    for fit in (one_after_the_other, dlcore.fit_many, dlcore.fit_many):
-        dlcore.set_seed(3)
-        pair = [dlcore.Sequential([layers.Dense(3, "softmax")], device="cuda") for _ in range(2)]
-        for model in pair:
-            model.compile("sgd", LOSS)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("warnings.filters", [])
-            results.append(outcome(pair, fit(pair, x, y, batch_size=3)))
-    assert results[0] == results[1] == results[2]
-    said = [str(w.message) for w in recwarn if "one after the other" in str(w.message)]
-    assert said == [
-        "fit_many trains models at once on the CPU only; these are on cuda and are fitted one after the other"
-    ]

@@ -234,6 +234,12 @@ def test_budgets_are_read(tmp_path):
     assert budgets.unused(["product_abt", "moments"]) == ["product_ab"]
 
 
+def test_the_form_for_many_models_has_the_budget_of_the_kernel():
+    budgets = sass.Budgets()
+    assert budgets.of("batched_product_ab_32x32") == budgets.of("product_ab_32x32") != budgets.defaults
+    assert budgets.of("batched_product_ab_128x64").registers_float64 > budgets.of("product_ab_128x64").registers_float64
+
+
 @pytest.mark.parametrize("line", ["regsters = 3", 'vector = ["LDL"]'])
 def test_a_budget_that_means_nothing(tmp_path, line):
     with pytest.raises(sass.BudgetError, match=r"product_ab names (regsters|LDL)"):
@@ -285,7 +291,7 @@ import numba, numpy as np
 import numba.cuda.extending
 numba.cuda.extending.intrinsic = numba.extending.intrinsic
 import ml_dtypes
-from dlcore.kernels.cuda.vector import access, half_access, outer_sum
+from dlcore.kernels.cuda.vector import access, half_access, mover, outer_sum
 
 for dtype in (np.float32, np.float64):
     for wanted in (0, 1):
@@ -310,6 +316,18 @@ for dtype in (np.float32, np.float64):
 
     sums, a, b = (tuple(np.array(v, dtype)) for v in ([1, 2, 3, 4, 5, 6], [10, 20], [3, 5, 7]))
     print(product(sums, a, b) == (31, 52, 73, 64, 105, 146))
+    moved = mover()
+
+    @numba.njit
+    def second_half(a, out):
+        there = moved(a[:3], 3)
+        for i in range(there.shape[0]):
+            for j in range(there.shape[1]):
+                out[i, j] = there[i, j]
+
+    a, out = np.arange(12, dtype=dtype).reshape(6, 2), np.zeros((3, 2), dtype)
+    second_half(a, out)
+    print(np.array_equal(out.ravel(), a.ravel()[3:9]))
 
 words = np.arange(2**16, dtype=np.uint16)
 for name, short in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
@@ -354,15 +372,15 @@ def test_wide_access_computes_what_the_simulator_does(tools):
     """The simulator has plain functions in its place; here the instructions themselves run, on the CPU."""
     pytest.importorskip("ml_dtypes")
     done = _python("-c", _ON_THE_CPU)
-    assert done.stdout.split() == ["True"] * 10, done.stdout + done.stderr
+    assert done.stdout.split() == ["True"] * 12, done.stdout + done.stderr
 
 
 _HALVES = r"""
 import re
-from bench import sass
+from bench import kernels
 from bench.machine import ptx_of
 
-for entry in sass.entries(["sgd"]):
+for entry in kernels.entries(["sgd"]):
     if "norm_blocks_mixed/" in entry.name or "optimizer_update_mixed/" in entry.name:
         text = ptx_of(entry, 75)
         loads = re.findall(r"ld\.global\.(?:[ub]64|v4\.[ub]16|v2\.[ub]32)\s", text)

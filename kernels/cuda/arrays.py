@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..device import DeviceError
 from ..instructions import Instruction, Op, ShapeError
 from . import driver
 from .launch import SIMULATED, Launch, plan
@@ -27,6 +28,10 @@ class _Simulated:
     @staticmethod
     def stream() -> Any:
         return None
+
+    @staticmethod
+    def wait(stream: Any) -> None:
+        pass
 
     @staticmethod
     def to_device(array: Any) -> Any:
@@ -72,6 +77,11 @@ class _Device:
         return cupy.cuda.Stream(non_blocking=True)
 
     @staticmethod
+    def wait(stream: Any) -> None:
+        """Wait on the host until ``stream`` has done its work."""
+        stream.synchronize()
+
+    @staticmethod
     @contextmanager
     def on(stream: Any) -> Iterator[None]:
         """Work of CuPy goes to ``stream``, behind what the caller's stream holds; neither waits on the host."""
@@ -113,6 +123,17 @@ def _launch(graph: Any, stream: Any, calls: Any) -> None:
 
 
 memory: Any = _Simulated if SIMULATED else _Device
+
+
+@contextmanager
+def room(nbytes: int, need: str, less: str) -> Iterator[None]:
+    """Memory of the device that does not suffice meanwhile is a DeviceError that names its size and its ``need``."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DeviceError(
+            f"the GPU has no {nbytes / 2**20:,.0f} MiB free, which {need}; take {less}, or device='cpu'"
+        ) from error
 
 
 class _SimulatedBackend:

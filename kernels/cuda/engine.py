@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..device import DeviceError
 from ..precision import get_matmul_precision
 from ..program import Buffer, Program
-from .arrays import memory
+from .arrays import memory, room
 from .launch import launches
 
 
@@ -32,6 +31,8 @@ class Engine:
         self.program = program
         self.rows = 0
         self._memory: Any = None
+        self.whole: Any = None  # the memory of a fleet, where the arena is a part of that
+        self.offset = 0  # of that part, in bytes
         self._views: dict[Buffer, Any] = {}
         self._externs: dict[str, Any] = {}
         self._copies: dict[str, Any] = {}  # of arrays that were bound, by extern
@@ -48,20 +49,28 @@ class Engine:
         """Make room for mini-batches of ``rows`` rows; parameters, optimizer state and statistics keep their values."""
         if rows <= self.rows:
             return
+        _, _, total = self.program.layout(rows)
+        need = f"this model needs for mini-batches of {rows:,} samples"
+        with memory.on(self._stream), room(total, need, "a smaller batch_size"):
+            arena = memory.zeros(total, np.uint8)
+        self.move(arena, 0, rows)
+        self.whole = None
+
+    def move(self, whole: Any, offset: int, rows: int) -> None:
+        """Go on in other memory, which is zero, from ``offset`` on; what outlives a step keeps its values."""
         _, work, total = self.program.layout(rows)
-        with memory.on(self._stream):
-            try:
-                arena = memory.zeros(total, np.uint8)
-            except MemoryError as error:
-                raise DeviceError(
-                    f"the GPU has no {total / 2**20:,.0f} MiB free, which this model needs for mini-batches of "
-                    f"{rows:,} samples; take a smaller batch_size, or device='cpu'"
-                ) from error
-            if self.rows:
+        arena = whole[offset : offset + total]
+        if self.rows:
+            with memory.on(self._stream):
                 arena[:work] = self._memory[:work]
-        self._memory, self.rows = arena, rows
+        self._memory, self.rows, self.whole, self.offset = arena, rows, whole, offset
         self._views = self.program.views(arena, rows)
         self._replays.clear()
+
+    def before(self, stream: Any) -> None:
+        """What follows on ``stream`` waits for what the engine has to do."""
+        with memory.on(self._stream), memory.on(stream):
+            pass
 
     @property
     def nbytes(self) -> int:
@@ -136,11 +145,18 @@ class Engine:
         """
         self.program.check_run(steps, batch, samples, first, self.rows)
         with memory.on(self._stream):
-            self._cursor[...] = memory.to_device(np.array([first * batch, first]))
-            whole = min(steps, samples // batch - first)
-            if whole > 0:
-                replay = self._replay(name, batch)
-                for _ in range(whole):
-                    replay()
-            if steps > whole:
-                self._replay(name, samples % batch)()
+            replay(lambda rows: self._replay(name, rows), self._cursor, steps, batch, samples, first)
+
+
+def replay(
+    ready: Callable[[int], Callable[[], None]], cursor: Any, steps: int, batch: int, samples: int, first: int
+) -> None:
+    """Mini-batches ``first`` to ``first + steps - 1``; ``ready`` gives the graph for a number of rows."""
+    cursor[...] = memory.to_device(np.array([first * batch, first]))
+    whole = min(steps, samples // batch - first)
+    if whole > 0:
+        once = ready(batch)
+        for _ in range(whole):
+            once()
+    if steps > whole:
+        ready(samples % batch)()

@@ -17,6 +17,7 @@ import inspect
 import itertools
 import linecache
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numba
@@ -123,13 +124,19 @@ def lowered(rule: Rule, part: str, dtype: Any) -> tuple[Callable[..., Any], Lowe
 # ------------------------------------------------------------------------------------------- arrays and grids
 
 
+# who gives scratch while launches for many models are planned: (function like np.empty, shape, dtype) -> array
+SCRATCH: ContextVar[Callable[..., Any] | None] = ContextVar("scratch", default=None)
+
+
 def scratch(like: Any, shape: tuple[int, ...]) -> Any:
     """An uninitialised array beside ``like``, of its dtype, for what one kernel hands to the next."""
-    if isinstance(like, np.ndarray):
-        return np.empty(shape, like.dtype)
-    import cupy
+    empty: Any = np.empty
+    if not isinstance(like, np.ndarray):
+        import cupy
 
-    return cupy.empty(shape, like.dtype)
+        empty = cupy.empty
+    given = SCRATCH.get()
+    return empty(shape, like.dtype) if given is None else given(empty, shape, like.dtype)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -9,7 +9,9 @@ Numbers of 16 bits lie in arrays of uint16 here and are float32 in registers: :f
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from .launch import SIMULATED, element
 from .tensor import rounded
 
 BYTES = 16
+_GLOBAL = 1  # the address space that arrays given to a kernel lie in
 
 _LLVM = {
     np.dtype(np.float32): ir.FloatType(),
@@ -179,6 +182,48 @@ def _intrinsics(dtype: np.dtype, lanes: int, widen: Any = None, narrow: Any = No
         return types.void(array, types.int64, several), codegen
 
     return load, store
+
+
+@functools.cache
+def mover() -> Any:
+    """The function (array, offset) -> the array of the same shape ``offset`` elements behind it."""
+    if SIMULATED:
+
+        def plain(array, offset):
+            here = np.asarray(array)
+            return type(array)(_view(here.ctypes.data + int(offset) * here.itemsize, here.dtype, here.shape))
+
+        return plain
+
+    from numba import types
+    from numba.core.imputils import impl_ret_borrowed
+    from numba.cuda.extending import intrinsic
+
+    @intrinsic
+    def moved(typing_context, array, offset):
+        def codegen(context, builder, signature, arguments):
+            there = context.make_array(signature.args[0])(context, builder, arguments[0])
+            generic = there.data.type
+            place = builder.addrspacecast(there.data, ir.PointerType(generic.pointee, _GLOBAL))
+            place = builder.gep(place, [arguments[1]])
+            # else NVVM adds the offset to every index, which takes two additions more for each address
+            word = ir.IntType(64)
+            number = builder.ptrtoint(place, word)
+            number = builder.asm(ir.FunctionType(word, [word]), "", "=l,0", [number], False)
+            there.data = builder.addrspacecast(builder.inttoptr(number, place.type), generic)
+            return impl_ret_borrowed(context, builder, signature.return_type, there._getvalue())
+
+        return array(array, types.int64), codegen
+
+    return moved
+
+
+@functools.lru_cache(10_000)
+def _view(place: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory of the simulator as an array; each thread asks for the same ones."""
+    size = math.prod(shape) * dtype.itemsize
+    memory: Any = (ctypes.c_uint8 * size).from_address(place)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 @functools.cache
