@@ -1,4 +1,4 @@
-"""The CUDA kernels that `python -m bench sass` compiles: those of the catalogue, and with the arrays they are made for."""
+"""The CUDA kernels that `python -m bench sass` compiles: the catalogue, and with the arrays they are made for."""
 
 from __future__ import annotations
 

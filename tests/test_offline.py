@@ -392,4 +392,4 @@ for entry in kernels.entries(["sgd"]):
 def test_four_numbers_of_16_bits_are_one_access(tools):
     """NVVM splits a vector of half in two; the gradient is read and the weights are written 64 bits at a time."""
     done = _python("-c", _HALVES)
-    assert done.stdout.split() == ["True"] * 8, done.stdout + done.stderr
+    assert done.stdout.split() == ["True"] * 16, done.stdout + done.stderr
