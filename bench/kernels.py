@@ -32,30 +32,36 @@ def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0) -> Any:
 
 
 def _rows() -> Iterator[Any]:
-    """Kernels that keep rows in registers, with the longest there are, and with rows too long for that."""
+    """Kernels that keep rows in registers, with the longest there are and longer ones; those that go by columns."""
     import numpy as np
 
     from dlcore.kernels.cuda.launch import plan
     from dlcore.kernels.cuda.warp import KEPT, WIDTH
     from dlcore.kernels.instructions import OPS, Instruction
+    from dlcore.kernels.rule import find
 
-    rows = 3
+    def planned(name: str, mark: str, dtype: str, offset: int, columns: int, groups: int) -> Iterator[Any]:
+        sizes = {"m": 3, "n": groups * columns, "k": columns if groups == 1 else groups, "g": groups, "N": 3, "O": 3}
+        operands = [
+            np.zeros(3, np.int64) if spec.dtype == "i" else place(dtype, offset, *(sizes[d] for d in spec.dims))
+            for spec in OPS[name].operands
+        ]
+        rule = find("activation", "relu") if OPS[name].rule else None
+        instruction = Instruction(name, operands, rule, [0.5] * len(OPS[name].scalars))
+        for launch in plan(instruction, operands, np.zeros(2, np.int64)):
+            yield _entry(f"{name}{mark}{' groups' * (groups > 1)}", launch, dtype)
+
     for dtype in ("float32", "float64"):
         longest = KEPT // np.dtype(dtype).itemsize * WIDTH
-        lengths = {"=": (0, longest), "~": (1, longest), " odd": (0, longest - 3), " long": (0, longest + 4)}
-        for mark, (offset, columns) in lengths.items():
-            for name in (*(op for op in OPS if op.startswith("softmax")), "group_norm_forward", "group_norm_backward"):
-                for groups in (1, 2) if name.startswith("group") else (1,):
-                    sizes = {"m": rows, "n": groups * columns, "k": columns if groups == 1 else groups, "g": groups}
-                    operands = [
-                        np.zeros(rows, np.int64)
-                        if spec.dtype == "i"
-                        else place(dtype, offset, *(sizes[d] for d in spec.dims))
-                        for spec in OPS[name].operands
-                    ]
-                    instruction = Instruction(name, operands, None, [0.5] * len(OPS[name].scalars))
-                    for launch in plan(instruction, operands):
-                        yield _entry(f"{name}{mark}{' groups' * (groups > 1)}", launch, dtype)
+        for name in OPS:
+            if name.startswith(("softmax", "group_norm")):
+                for mark, offset, columns in (("=", 0, 0), ("~", 1, 0), (" odd", 0, -3), (" long", 0, 4)):
+                    if dtype == "float32" or mark == "=":
+                        yield from planned(name, mark, dtype, offset, longest + columns, 1)
+                if name.startswith("group_norm"):
+                    yield from planned(name, "=", dtype, 0, longest, 2)
+            elif name.startswith("batch_norm") or name in ("dense_backward_z", "gather_rows"):
+                yield from planned(name, "=", dtype, 0, 8, 1)
 
 
 def _for_many(launch: Any) -> Any:

@@ -44,6 +44,7 @@ SIZES = {
     "prime": (13, 11, 7),
     "warp": (33, 37, 5),
     "tile": (67, 71, 19),
+    "wide": (9, 136, 4),
 }
 # rows, columns, channels, groups of the norms
 CHANNELS = {
@@ -58,6 +59,8 @@ CHANNELS = {
     "places": (3, 140, 4, 2),
     "groups": (7, 195, 39, 3),
     "one place a channel": (2, 6, 6, 6),
+    "wide": (5, 264, 264, 1),
+    "wide places": (5, 264, 33, 3),
     "parts": (19, 2 * 487, 2, 1),  # more elements of a channel than a part of 8192
 }
 TALL = (519, 5, 3)  # more rows than two chunks
@@ -241,6 +244,7 @@ def test_instruction(op, size, absent, dtype):
 
 _ROWS = ("softmax_forward", "softmax_backward", "softmax_cross_entropy", "softmax_cross_entropy_dense",
          "group_norm_forward", "group_norm_backward")  # fmt: skip
+_BY_COLUMNS = ("batch_norm_forward", "batch_norm_inference", "batch_norm_backward", "dense_backward_z", "gather_rows")
 # one vector and less, several, the last of them in part; single elements; the longest in registers, and longer ones
 _COLUMNS = {np.float32: (4, 132, 1021, 1024, 1030), np.float64: (2, 66, 511, 512, 513)}
 
@@ -261,8 +265,8 @@ def test_groups_of_any_length(name, size, dtype):
 
 @pytest.mark.skipif(not simulated(), reason="arrays of NumPy run on the simulator only")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", _ROWS)
-def test_the_same_bits_wherever_rows_begin(name, dtype):
+@pytest.mark.parametrize("name", [*_ROWS, *_BY_COLUMNS])
+def test_the_same_bits_wherever_arrays_begin(name, dtype):
     """128-bit access and access to one element after another take the same elements."""
     from dlcore.kernels.cuda.arrays import memory
 
@@ -277,11 +281,15 @@ def test_the_same_bits_wherever_rows_begin(name, dtype):
             first = -room.ctypes.data % 16 // room.itemsize + offset
             operands.append(room[first : first + value.size].reshape(value.shape))
             operands[-1][...] = value
-        launches = plan(Instruction(name, operands, None, [_SCALARS[s] for s in op.scalars]), operands)
+        rule = _rule(op) if op.rule else None
+        instruction = Instruction(name, operands, rule, [_SCALARS[s] for s in op.scalars])
+        launches = plan(instruction, operands, np.zeros(2, np.int64))
         memory.run(launches)
-        kinds.append([launch.kernel.name for launch in launches])
+        kinds.append([launch.kernel.name.removesuffix("_scalar") for launch in launches])
+        scalar = any(launch.kernel.name.endswith("_scalar") for launch in launches)
+        assert scalar == (offset > 0 and name != "gather_rows")
         results.append([a for a, s in zip(operands, op.operands, strict=True) if s.access != "read"])
-    assert kinds[1] == [f"{kinds[0][0]}_scalar", *kinds[0][1:]]
+    assert kinds[0] == kinds[1]
     for a, b in zip(*results, strict=True):
         np.testing.assert_array_equal(a, b)
 

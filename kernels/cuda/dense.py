@@ -6,6 +6,7 @@ the activation reads it. The activation runs in the epilogue of the product, on 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numba import cuda
 
 from ..precision import get_matmul_precision
 from . import gemm, gemm_tensor
+from .columns import each, lanes_of, load, store
 from .launch import (
     BLOCK,
     CHUNK,
@@ -23,10 +25,12 @@ from .launch import (
     device_function,
     element,
     flat,
+    generated,
     kernel,
     scratch,
     tiled,
 )
+from .vector import access
 
 
 def multiply(a: Any, b: Any, out: Any, *rest: Any) -> list[Launch]:
@@ -43,34 +47,68 @@ def dense_forward(rule: Any, x: Any, w: Any, b: Any, z: Any, y: Any) -> list[Lau
     return multiply(x, w, y, "ab", value, b, z)
 
 
-@kernel
-def _slope_and_sum(dtype: Any, slope: Any, sums: bool) -> Any:
-    zero = np.dtype(dtype).type(0)
-    kind = element(dtype)
+_SLOPE_AND_SUM = """
+def {name}(dy, before, y, dz, partial, rows, columns):
+    shared = cuda.shared.array(({DEPTH}, {WIDTH} * {lanes}), element)
+    lane = cuda.threadIdx.x * {lanes}
+    depth = cuda.threadIdx.y
+    column = cuda.blockIdx.y * {WIDTH} * {lanes} + lane
+{zeros}
+    if column < columns:
+        last = min(rows, (cuda.blockIdx.x + 1) * {CHUNK})
+        for row in range(cuda.blockIdx.x * {CHUNK} + depth, last, {DEPTH}):
+            at = row * columns + column
+            {dy}
+            {y}
+            {z}
+{products}
+            {dz}
+{sums}
+"""
 
-    def slope_and_sum(dy, before, y, dz, partial):  # type: ignore[no-untyped-def]
-        """A block takes 32 columns of 256 rows; thread (c, d) rows d, d + 8, ...; the 8 sums are added in order."""
-        shared = cuda.shared.array((DEPTH, WIDTH), kind)
-        rows, columns = y.shape
-        lane = cuda.threadIdx.x
-        depth = cuda.threadIdx.y
-        column = cuda.blockIdx.y * WIDTH + lane
-        total = zero
-        if column < columns:
-            last = min(rows, (cuda.blockIdx.x + 1) * CHUNK)
-            for row in range(cuda.blockIdx.x * CHUNK + depth, last, DEPTH):
-                d = dy[row, column] * slope(before[row, column], y[row, column])
-                dz[row, column] = d
-                total += d
-        if sums:
-            shared[depth, lane] = total
-            cuda.syncthreads()
-            if depth == 0 and column < columns:
-                for k in range(1, DEPTH):
-                    total += shared[k, lane]
-                partial[cuda.blockIdx.x, column] = total
+_SUMS = """
+{shared}
+    cuda.syncthreads()
+    if depth == 0 and column < columns:
+        for k in range(1, {DEPTH}):
+{add}
+{partial}
+"""
 
-    return slope_and_sum
+
+@functools.cache
+def _slope_and_sum(dtype: Any, slope: Any, lanes: int, given: bool, sums: bool) -> Any:
+    """A block takes 32 threads' columns of 256 rows; thread (c, d) rows d, d + 8, ...; the 8 sums are added in order.
+
+    ``given``: the input of the activation is another array than its output.
+    """
+    name = "slope_and_sum" if lanes > 1 else "slope_and_sum_scalar"
+    text = _SLOPE_AND_SUM.format(
+        name=name,
+        DEPTH=DEPTH,
+        WIDTH=WIDTH,
+        CHUNK=CHUNK,
+        lanes=lanes,
+        zeros=each("total{k} = zero", lanes, 4),
+        dy=load("d", "dy", "at", lanes),
+        y=load("y", "y", "at", lanes),
+        z=load("z", "before", "at", lanes) if given else "pass",
+        products=each(
+            f"d{{k}} = d{{k}} * slope({'z' if given else 'y'}{{k}}, y{{k}}); total{{k}} += d{{k}}", lanes, 12
+        ),
+        dz=store("dz", "at", "d{k}", lanes),
+        sums=_SUMS.format(
+            DEPTH=DEPTH,
+            shared=each("shared[depth, lane + {k}] = total{k}", lanes, 4),
+            add=each("total{k} += shared[k, lane + {k}]", lanes, 12),
+            partial=each("partial[cuda.blockIdx.x, column + {k}] = total{k}", lanes, 8),
+        )
+        if sums
+        else "",
+    )
+    wide = access(dtype)
+    scope = {"cuda": cuda, "element": element(dtype), "zero": np.dtype(dtype).type(0), "slope": slope}
+    return generated(text, name, scope | {"load": wide.load, "store": wide.store}, np.dtype(dtype), slope)
 
 
 @kernel
@@ -102,9 +140,14 @@ def partials(out: Any, parts: int) -> Any:
 
 def dense_backward_z(rule: Any, dy: Any, z: Any, y: Any, dz: Any, db: Any) -> list[Launch]:
     """``dz = dy * g'(z, y)`` and, where it is given, ``db`` = sum of the rows of ``dz``."""
-    made = _slope_and_sum(dy.dtype, device_function(rule, "slope", dy.dtype), db is not None)
-    partial = dz if db is None else partials(db, ceil_div(y.shape[0], CHUNK))
-    launch = Launch(made, *tiled(*y.shape, depth=CHUNK), (dy, y if z is None else z, y, dz, partial))
+    rows, columns = y.shape
+    lanes = lanes_of(columns, dy, y, dz, *([] if z is None else [z]))
+    slope = device_function(rule, "slope", dy.dtype)
+    made = _slope_and_sum(dy.dtype, slope, lanes, z is not None, db is not None)
+    partial = dz if db is None else partials(db, ceil_div(rows, CHUNK))
+    flat = (a.ravel() for a in (dy, y if z is None else z, y, dz))
+    arguments = *flat, partial, np.int64(rows), np.int64(columns)
+    launch = Launch(made, *tiled(rows, ceil_div(columns, lanes), depth=CHUNK), arguments)
     return [launch, *([] if db is None else sum_partials(partial, db))]
 
 

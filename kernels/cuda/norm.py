@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from .columns import column_pass
 from .dense import partials, sum_partials
 from .launch import BLOCK, CHUNK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, kernel, scratch, tiled
 
 PART = 8192  # elements of a channel with several columns that a block adds up
-SPAN = 32  # rows of a block of the last pass: a thread reads what belongs to its column once for four of them
 
 
 @kernel
@@ -163,23 +163,6 @@ def _statistics(dtype: Any) -> Any:
     return statistics
 
 
-@kernel
-def _normalise(spatial: bool) -> Any:
-    def normalise(x, gamma, beta, mean, rstd, y):  # type: ignore[no-untyped-def]
-        j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
-        if j < y.shape[1]:
-            c = j // (y.shape[1] // gamma.size) if spatial else j
-            centre = mean[c]
-            scale = rstd[c]
-            slope = gamma[c]
-            shift = beta[c]
-            last = min(y.shape[0], (cuda.blockIdx.x + 1) * SPAN)
-            for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
-                y[row, j] = slope * ((x[row, j] - centre) * scale) + shift
-
-    return normalise
-
-
 def batch_norm_forward(
     x: Any,
     gamma: Any,
@@ -212,35 +195,30 @@ def batch_norm_forward(
     return [
         Launch(made, *shape, (x, means, squares, *steps)),
         Launch(_statistics(x.dtype), *columns, (means, squares, running_mean, running_var, mean, rstd, *factors)),
-        Launch(_normalise(n > channels), *tiled(m, n, depth=SPAN), (x, gamma, beta, mean, rstd, y)),
+        column_pass(
+            "normalise",
+            {"x": x},
+            {"gamma": gamma, "beta": beta, "mean": mean, "rstd": rstd},
+            ("y", y),
+            "gamma{k} * ((x{k} - mean{k}) * rstd{k}) + beta{k}",
+        ),
     ]
-
-
-@kernel
-def _inference(dtype: Any, spatial: bool) -> Any:
-    sqrt = CUDA.math("sqrt", dtype)
-
-    def batch_norm_inference(x, gamma, beta, mean, var, y, epsilon):  # type: ignore[no-untyped-def]
-        j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
-        if j < y.shape[1]:
-            c = j // (y.shape[1] // gamma.size) if spatial else j
-            centre = mean[c]
-            slope = gamma[c] / sqrt(var[c] + epsilon)
-            shift = beta[c]
-            last = min(y.shape[0], (cuda.blockIdx.x + 1) * SPAN)
-            for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
-                y[row, j] = (x[row, j] - centre) * slope + shift
-
-    return batch_norm_inference
 
 
 def batch_norm_inference(
     x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, y: Any, epsilon: float
 ) -> list[Launch]:
     """``y = gamma (x - running_mean) / sqrt(running_var + epsilon) + beta``."""
-    arguments = (x, gamma, beta, running_mean, running_var, y, x.dtype.type(epsilon))
-    spatial = x.shape[1] > gamma.size
-    return [Launch(_inference(x.dtype, spatial), *tiled(*x.shape, depth=SPAN), arguments)]
+    launch = column_pass(
+        "batch_norm_inference",
+        {"x": x},
+        {"gamma": gamma, "beta": beta, "mean": running_mean, "var": running_var},
+        ("y", y),
+        "(x{k} - mean{k}) * gamma{k} + beta{k}",
+        ["gamma{k} = gamma{k} / sqrt(var{k} + epsilon)"],
+        epsilon=x.dtype.type(epsilon),
+    )
+    return [launch]
 
 
 @kernel
@@ -356,33 +334,17 @@ def gradient_sums(dy: Any, x: Any, mean: Any, rstd: Any, dgamma: Any, dbeta: Any
     ]
 
 
-@kernel
-def _gradient(spatial: bool) -> Any:
-    def gradient(dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share):  # type: ignore[no-untyped-def]
-        j = cuda.blockIdx.y * WIDTH + cuda.threadIdx.x
-        if j < x.shape[1]:
-            c = j // (x.shape[1] // gamma.size) if spatial else j
-            centre = mean[c]
-            scale = rstd[c]
-            factor = gamma[c] * scale
-            level = dbeta[c] * share
-            slope = dgamma[c] * share
-            last = min(x.shape[0], (cuda.blockIdx.x + 1) * SPAN)
-            for row in range(cuda.blockIdx.x * SPAN + cuda.threadIdx.y, last, DEPTH):
-                dx[row, j] = factor * (dy[row, j] - level - (x[row, j] - centre) * scale * slope)
-
-    return gradient
-
-
 def batch_norm_backward(
     dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any, dx: Any, dgamma: Any, dbeta: Any
 ) -> list[Launch]:
     """``dbeta = sum dy``, ``dgamma = sum dy xhat``, ``dx = gamma rstd (dy - mean dy - xhat mean(dy xhat))``."""
-    m, n = x.shape
-    spatial = n // gamma.size
-    share = x.dtype.type(1.0 / (m * spatial))
-    last = _gradient(spatial > 1), *tiled(m, n, depth=SPAN)
-    return [
-        *gradient_sums(dy, x, mean, rstd, dgamma, dbeta),
-        Launch(*last, (dy, x, gamma, mean, rstd, dx, dgamma, dbeta, share)),
-    ]
+    last = column_pass(
+        "gradient",
+        {"dy": dy, "x": x},
+        {"gamma": gamma, "mean": mean, "rstd": rstd, "dgamma": dgamma, "dbeta": dbeta},
+        ("dx", dx),
+        "gamma{k} * (dy{k} - dbeta{k} - (x{k} - mean{k}) * rstd{k} * dgamma{k})",
+        ["gamma{k} = gamma{k} * rstd{k}", "dbeta{k} = dbeta{k} * share", "dgamma{k} = dgamma{k} * share"],
+        share=x.dtype.type(gamma.size / x.size),
+    )
+    return [*gradient_sums(dy, x, mean, rstd, dgamma, dbeta), last]

@@ -14,20 +14,25 @@ import numba
 import numpy as np
 from numba import cuda
 
+from .columns import lanes_of
 from .launch import BLOCK, CUDA, Launch, device_function, flat, kernel, tiled
 from .softmax import loss_operands
+from .vector import access
 from .warp import ALL, WARPS, rows_of, warp_sum
 
 # --------------------------------------------------------------------------------------------------- gather
 
 
 @kernel
-def _gather_rows() -> Any:
-    def gather_rows(cursor, source, order, out):  # type: ignore[no-untyped-def]
+def _gather_rows(dtype: Any, lanes: int) -> Any:
+    _, load, store = access(dtype, lanes)
+
+    def gather_rows(cursor, source, order, out, groups):  # type: ignore[no-untyped-def]
         row = cuda.blockIdx.x * cuda.blockDim.y + cuda.threadIdx.y
-        column = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
-        if row < out.shape[0] and column < out.shape[1]:
-            out[row, column] = source[order[cursor[0] + row], column]
+        group = cuda.blockIdx.y * cuda.blockDim.x + cuda.threadIdx.x
+        if lanes * row * groups < out.size and group < groups:
+            place = order[cursor[0] + row] * groups + group
+            store(out, lanes * (row * groups + group), load(source, lanes * place))
 
     return gather_rows
 
@@ -43,7 +48,11 @@ def _gather_values() -> Any:
 
 def gather_rows(cursor: Any, source: Any, order: Any, out: Any) -> list[Launch]:
     """``out[r] = source[order[cursor[0] + r]]`` for matrices."""
-    return [Launch(_gather_rows(), *tiled(*out.shape), (cursor, source, order, out))]
+    rows, columns = out.shape
+    lanes = lanes_of(columns, source, out)
+    groups = columns // lanes
+    arguments = cursor, source.ravel(), order, out.ravel(), np.int64(groups)
+    return [Launch(_gather_rows(out.dtype, lanes), *tiled(rows, groups), arguments)]
 
 
 def gather_labels(cursor: Any, source: Any, order: Any, out: Any) -> list[Launch]:
