@@ -11,7 +11,7 @@ array([[2., 2., 2., 2.],
 if __name__ != "dlcore.kernels":
     raise ImportError(f"this package is dlcore.kernels and was imported as {__name__!r}; use 'import dlcore.kernels'")
 
-from . import activations, losses, optimizers  # noqa: F401  the built-in rules register themselves
+from . import activations, losses, optimizers, piecewise  # noqa: F401  the built-in rules register themselves
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError

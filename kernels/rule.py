@@ -172,6 +172,9 @@ class Optimizer(Rule):
 
 REGISTRY: dict[str, dict[str, Any]] = {"activation": {}, "loss": {}, "optimizer": {}}
 
+# Other names that users of the field know a built-in rule by.
+ALIASES: dict[str, dict[str, str]] = {"activation": {}, "loss": {}, "optimizer": {}}
+
 # What calling an optimizer rule makes; the layer API puts its own Optimizer here.
 CONFIGURE: list[Callable[..., Any]] = [lambda rule, **values: rule.variant(**values)]
 
@@ -216,6 +219,8 @@ def find(kind: str, name: Any) -> Any:
     if not isinstance(name, str):
         raise RuleError(f"{kind} must be a name or a rule, got {type(name).__name__}")
     if name not in table:
+        name = ALIASES[kind].get(name, name)
+    if name not in table:
         raise RuleError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
     return table[name]
 
@@ -245,12 +250,12 @@ def activation(function: Any = None, /, **parameters: float) -> Any:
 def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "real", **parameters: float) -> Any:
     """Make a loss of ``L(p, y)`` for one element; ``reduction`` combines the elements of a sample.
 
-    ``domain="probability"`` says that ``p`` lies in (0, 1), which is where the derivative is checked.
+    ``domain`` is where the derivative is checked: ``"real"``, ``"positive"`` or ``"probability"``, ``p`` in (0, 1).
     """
     if reduction not in ("mean", "sum"):
         raise RuleError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    if domain not in ("real", "probability"):
-        raise RuleError(f"domain must be 'real' or 'probability', got {domain!r}")
+    if domain not in _GRIDS:
+        raise RuleError(f"domain must be one of {', '.join(map(repr, _GRIDS))}; got {domain!r}")
     numbers = _numbers(parameters, "loss")
 
     def wrap(function: Callable[..., Any]) -> Loss:
@@ -307,7 +312,7 @@ def _reads(function: Callable[..., Any], position: int) -> bool:
 
 # Spread without round numbers, so that no kink (0, 1, 3, 6, ...) of the usual rules is hit exactly.
 _REAL = np.linspace(-5.7, 5.9, 41) + 0.0137
-_PROBABILITY = np.linspace(0.0411, 0.9571, 21)
+_GRIDS = {"real": _REAL, "positive": _REAL[_REAL > 0.0], "probability": np.linspace(0.0411, 0.9571, 21)}
 _STEP = 1e-3
 _AGREEMENT = 1e-6
 
@@ -330,8 +335,8 @@ def check(rule: Any) -> None:
         elif isinstance(rule, Activation):
             _check_slope(rule, _REAL, lambda z: (z,), lambda z: (z, _call(rule, rule.value, z)))
         else:
-            for y in (0.0, 1.0) if rule.domain == "probability" else (0.0, 1.0, -1.7):
-                grid = _PROBABILITY if rule.domain == "probability" else _REAL
+            for y in (0.0, 1.0, -1.7) if rule.domain == "real" else (0.0, 1.0):
+                grid = _GRIDS[rule.domain]
                 _check_slope(rule, grid, lambda p, y=y: (p, y), lambda p, y=y: (p, y))
 
 

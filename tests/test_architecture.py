@@ -12,7 +12,7 @@ LONGEST = 420
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
     {"mathfn", "rule", "device", "philox", "instructions", "precision"},
-    {"activations", "losses", "optimizers", "program"},
+    {"activations", "piecewise", "losses", "optimizers", "program"},
     {"native", "lowering", "cache"},
     {"compile"},
     {"cpu", "cuda"},
