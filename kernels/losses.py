@@ -73,7 +73,7 @@ def mean_squared_logarithmic_error(p, y):
 @mean_squared_logarithmic_error.derivative
 def _(p, y):
     q = max(p, _CLIP)
-    return 2.0 * (log1p(q) - log1p(max(y, _CLIP))) / (1.0 + q) if p >= _CLIP else 0.0 * p
+    return 0.0 if p < _CLIP else 2.0 * (log1p(q) - log1p(max(y, _CLIP))) / (1.0 + q)
 
 
 @loss(delta=1.0)
@@ -129,13 +129,13 @@ def _(p, y):
 @loss(domain="probability")
 def binary_crossentropy(p, y):
     """``-[y ln p + (1 - y) ln(1 - p)]``, with ``p`` clipped to [1e-7, 1 - 1e-7]."""
-    q = min(max(p, _CLIP), 1.0 - _CLIP)
+    q = _probability(p)
     return -(y * log(q) + (1.0 - y) * log(1.0 - q))
 
 
 @binary_crossentropy.derivative
 def _(p, y):
-    q = min(max(p, _CLIP), 1.0 - _CLIP)
+    q = _probability(p)
     return (q - y) / (q * (1.0 - q))
 
 
@@ -183,18 +183,18 @@ def _(p, y, h):
 @loss(domain="probability", reduction="sum")
 def categorical_crossentropy(p, y):
     """``-y ln p`` summed over the classes, with ``p`` clipped to [1e-7, 1 - 1e-7]."""
-    return -y * log(min(max(p, _CLIP), 1.0 - _CLIP))
+    return -y * log(_probability(p))
 
 
 @categorical_crossentropy.derivative
 def _(p, y):
-    return -y / min(max(p, _CLIP), 1.0 - _CLIP)
+    return -y / _probability(p)
 
 
 @loss(reduction="sum")
 def negative_log_likelihood(p, y):
     """``-y p`` summed over the classes; ``p`` are logarithms of probabilities."""
-    return 0.0 if y == 0.0 else -y * p  # a class without mass costs nothing, whatever its logarithm
+    return 0.0 if y == 0.0 and p < 0.0 else -y * p  # a class without mass costs nothing, at -inf too
 
 
 @negative_log_likelihood.derivative
@@ -232,32 +232,32 @@ def _(p, y):
 @loss
 def perceptron(p, y):
     """``max(0, -y p)`` for ``y`` in {-1, 1}; at 0 the derivative is ``-y``, or weights of 0 would never move."""
-    return max(0.0, -y * p)
+    return max(-y * p, 0.0)
 
 
 @perceptron.derivative
 def _(p, y):
-    return -y if y * p <= 0.0 else 0.0 * p
+    return 0.0 if y * p > 0.0 else -y
 
 
 @loss
 def hinge(p, y):
     """``max(0, 1 - y p)`` for ``y`` in {-1, 1}; at the kink the derivative is ``-y``, as in scikit-learn."""
-    return max(0.0, 1.0 - y * p)
+    return max(1.0 - y * p, 0.0)
 
 
 @hinge.derivative
 def _(p, y):
-    return -y if y * p <= 1.0 else 0.0 * p
+    return 0.0 if y * p > 1.0 else -y
 
 
 @loss
 def squared_hinge(p, y):
     """``max(0, 1 - y p)^2`` for ``y`` in {-1, 1}."""
-    m = max(0.0, 1.0 - y * p)
+    m = max(1.0 - y * p, 0.0)
     return m * m
 
 
 @squared_hinge.derivative
 def _(p, y):
-    return -2.0 * y * max(0.0, 1.0 - y * p)
+    return -2.0 * y * max(1.0 - y * p, 0.0)

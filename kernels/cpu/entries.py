@@ -21,7 +21,7 @@ from .. import compile as compiler
 from .. import mathfn, native
 from ..instructions import Instruction, Op
 from ..native import VIEWS, float_of_bits, view_words
-from . import dense, dropout, gemm, layer_norm, microkernel, norm, rowwise, threads, update
+from . import dense, dropout, gemm, layer_norm, microkernel, norm, prelu, row_losses, rowwise, threads, update, weights
 from .machine import VARIANT
 
 WORDS = 40  # of a row; batch_norm_apply takes 38
@@ -38,7 +38,7 @@ _FROM_CONTEXT = {
 
 def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
-    for module in (dense, rowwise, norm, layer_norm, update, dropout, threads):
+    for module in (dense, rowwise, row_losses, prelu, norm, layer_norm, weights, update, dropout, threads):
         body = getattr(module, op, None)
         if body is not None:
             return body

@@ -44,7 +44,10 @@ def chunk_count(rows: int) -> int:
     return (rows + size - 1) // size
 
 
-_DIVISION = {"record": "one", "optimizer_begin": "one", "optimizer_update": "parts"}  # the others: rows
+_DIVISION = {
+    "record": "one", "optimizer_begin": "one", "optimizer_update": "parts", "weight_penalty_gradient": "parts",
+    "constrain_norm": "parts", "constrain_non_negative": "parts",
+}  # fmt: skip  # the others: rows
 
 # fmt: off
 _NEW = [
@@ -73,6 +76,11 @@ _NEW = [
             "dx = gamma rstd (dy - dbeta/m - xhat dgamma/m)", division="rows"),
     declare("layer_norm_gradient", "dy:mn x:mn gamma:n mean:m rstd:m >dx:mn >dgamma:cn >dbeta:cn",
             "dx of layer_norm_backward; sums of dy xhat and of dy", division="chunks"),
+    declare("prelu_gradient", "dy:mn z:mn alpha:n >dz:mn >dalpha:cn",
+            "dz of prelu_backward; sums over the rows where z <= 0 of z dy", division="chunks"),
+    declare("penalty_sums", "w:kn >sums:B[d]", "sums of l1 |w| + l2 w^2 over blocks of rows", scalars="l1 l2",
+            division="parts"),
+    declare("penalty_add", "sums:B[d] +value:m", "value += the sum of the blocks", division="one"),
     declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
     declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
             "uniforms[0] = c / max(c, ||g||) where c = hyper[-1] > 0, else 1", division="one"),
@@ -81,7 +89,8 @@ _NEW = [
     declare("barrier", "", "wait for all threads", division="parts"),
 ]
 # fmt: on
-MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "layer_norm_backward", "clip_by_global_norm")
+MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "layer_norm_backward", "clip_by_global_norm",
+                 "prelu_backward", "weight_penalty")  # fmt: skip
 
 STEPS: dict[str, Op] = {
     name: Op(name, op.operands, op.scalars, op.rule, op.doc, _DIVISION.get(name, "rows"))
@@ -100,6 +109,7 @@ def _temporary(name: str, shape: tuple[int, ...], dtype: Any) -> Buffer:
 
 
 NORM_BLOCK = 1 << 14  # elements that sum_of_squares adds in one go
+PENALTY_BLOCKS = 64  # of rows, at most: sums over weights do not depend on the number of threads
 
 
 def expand(instruction: Instruction) -> Iterator[Instruction]:
@@ -130,6 +140,16 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         yield step("layer_norm_gradient", [*given, dx, *parts])
         for part, total in zip(parts, (dgamma, dbeta), strict=True):
             yield step("sum_chunks", [part, total])
+    elif name == "prelu_backward":
+        *given, dz, dalpha = operands
+        part = _temporary("dalpha", (CHUNKS, dalpha.shape[0]), dtype)
+        yield step("prelu_gradient", [*given, dz, part])
+        yield step("sum_chunks", [part, dalpha])
+    elif name == "weight_penalty":
+        w, value = operands
+        sums = _temporary("penalties", (min(w.shape[0], PENALTY_BLOCKS),), np.float64)
+        yield step("penalty_sums", [w, sums], None, instruction.scalars)
+        yield step("penalty_add", [sums, value])
     elif name == "clip_by_global_norm":
         g, hyper, uniforms = operands
         squares = _temporary("squares", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
@@ -206,6 +226,9 @@ def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction
         return list(steps)
     if any(s.op.name == "sum_of_squares" for s in steps):
         return list(steps)
+    others = [s for s in steps if s not in sources.values() and s is not update[0]]
+    if any(operand in weight_of for s in others for operand in s.operands if isinstance(operand, Buffer)):
+        return list(steps)  # a penalty adds to a gradient that is there
     _, _, slots, uniforms = update[0].operands
     offsets, _, _ = program.layout(1)
     result = []

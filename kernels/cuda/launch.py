@@ -29,7 +29,7 @@ from ..rule import REGISTRY, Rule
 from .machine_code import Kernel, argument_types, describe, meaning
 
 SIMULATED = simulated()
-MODULES = ("dense", "rowwise", "norm", "layer_norm", "update", "dropout")
+MODULES = ("dense", "rowwise", "row_losses", "prelu", "norm", "layer_norm", "weights", "update", "dropout")
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
 CHUNK = 256  # rows that one block sums before partial sums are merged
