@@ -17,7 +17,7 @@ from .kernels import Builder, find
 
 Backward = Callable[[Any, bool], Any]  # (gradient of the output, is the input's wanted) -> gradient of the input
 LINEAR = "linear"
-SOFTMAX = "softmax"
+ROWWISE = ("softmax", "log_softmax")  # activations that couple the features of a sample; instructions, not rules
 
 
 def _positive_int(name: str, value: Any) -> int:
@@ -33,14 +33,20 @@ def _positive(name: str, value: float) -> float:
 
 
 def _activation(value: Any) -> Any:
-    """The rule for ``value``; softmax couples a row and stays a name."""
+    """The rule for ``value``, a name, a rule, or a name with parameters; what couples a row stays a name."""
     if value is None:
         return find("activation", LINEAR)
-    return SOFTMAX if value == SOFTMAX else find("activation", value)
+    if isinstance(value, dict):
+        parameters = {key: number for key, number in value.items() if key != "name"}
+        return find("activation", value["name"]).variant(**parameters)
+    return value if isinstance(value, str) and value in ROWWISE else find("activation", value)
 
 
-def _rule_name(rule: Any) -> str:
-    return rule if isinstance(rule, str) else rule.name
+def _rule_config(rule: Any) -> Any:
+    """What :func:`_activation` makes the activation of again: its name, with the parameters that are not its own."""
+    if isinstance(rule, str) or rule.parameters == find("activation", rule.name).parameters:
+        return getattr(rule, "name", rule)
+    return {"name": rule.name, **rule.parameters}
 
 
 class Layer:
@@ -140,7 +146,7 @@ def _flat(layer: Layer, shape: tuple[int, ...]) -> int:
 class Dense(Layer):
     """``y = g(x W + b)`` with ``W (n_in, units)``, ``b (units,)``, as one fused kernel.
 
-    ``activation`` is a name, a rule made with :func:`dlcore.activation`, or ``"softmax"``.
+    ``activation`` is a name, a rule made with :func:`dlcore.activation`, ``"softmax"`` or ``"log_softmax"``.
 
     >>> import dlcore
     >>> dlcore.layers.Dense(8, activation="relu").units
@@ -179,10 +185,10 @@ class Dense(Layer):
 
     def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
         """``dense_forward``; ``z`` is kept only where the derivative reads it."""
-        if self.activation == SOFTMAX:
+        if self.activation in ROWWISE:
             z, dense_backward = self.without_activation().forward(builder, x, training)
-            y, softmax_backward = Activation(SOFTMAX, name=self.name).forward(builder, z, training)
-            return y, lambda dy, wanted: dense_backward(softmax_backward(dy, True), wanted)
+            y, activation_backward = Activation(self.activation, name=self.name).forward(builder, z, training)
+            return y, lambda dy, wanted: dense_backward(activation_backward(dy, True), wanted)
         rule = self.activation
         kernel, d_kernel, _ = self.variables["kernel"]
         bias, d_bias, _ = self.variables.get("bias", (None, None, None))
@@ -216,7 +222,7 @@ class Dense(Layer):
         """The arguments that make the layer again."""
         return {
             "units": self.units,
-            "activation": _rule_name(self.activation),
+            "activation": _rule_config(self.activation),
             "use_bias": self.use_bias,
             "kernel_initializer": initializers.name_of(self.kernel_initializer),
             "bias_initializer": initializers.name_of(self.bias_initializer),
@@ -225,29 +231,29 @@ class Dense(Layer):
 
 
 class Activation(Layer):
-    """An activation on its own: ``y = g(x)``, or softmax over the features."""
+    """An activation on its own: ``y = g(x)``, or softmax or log-softmax over the features."""
 
     def __init__(self, activation: Any, *, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self.activation = _activation(activation)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The input's; softmax takes one axis."""
-        if self.activation == SOFTMAX:
+        """The input's; softmax and log-softmax take one axis."""
+        if self.activation in ROWWISE:
             _flat(self, shape)
         return shape
 
     def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
-        """``activation_forward`` or ``softmax_forward``."""
+        """``activation_forward``, ``softmax_forward`` or ``log_softmax_forward``."""
         y = builder.rows(f"{self.name}.y", x.shape[1])
-        if self.activation == SOFTMAX:
-            builder.emit("softmax_forward", x, y)
+        if self.activation in ROWWISE:
+            builder.emit(f"{self.activation}_forward", x, y)
         else:
             builder.emit("activation_forward", x, y, rule=self.activation)
 
         def backward(dy: Any, wanted: bool) -> Any:
-            if wanted and self.activation == SOFTMAX:
-                builder.emit("softmax_backward", dy, y, dy)
+            if wanted and self.activation in ROWWISE:
+                builder.emit(f"{self.activation}_backward", dy, y, dy)
             elif wanted:
                 builder.emit("activation_backward", dy, x, y, dy, rule=self.activation)
             return dy
@@ -265,7 +271,7 @@ class Activation(Layer):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make the layer again."""
-        return {"activation": _rule_name(self.activation), **super().config()}
+        return {"activation": _rule_config(self.activation), **super().config()}
 
 
 class BatchNormalization(Layer):

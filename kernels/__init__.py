@@ -15,6 +15,13 @@ from . import activations, losses, optimizers, piecewise  # noqa: F401  the buil
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
+from .loss_ops import (
+    categorical_hinge,
+    cosine_similarity,
+    elementwise_loss,
+    hellinger_distance,
+    softmax_cross_entropy,
+)
 from .ops import (
     activation_backward,
     activation_forward,
@@ -26,14 +33,16 @@ from .ops import (
     dense_backward,
     dense_forward,
     dropout,
-    elementwise_loss,
     gather,
     layer_norm_backward,
     layer_norm_forward,
+    log_softmax,
+    log_softmax_backward,
     optimizer_update,
+    prelu_backward,
+    prelu_forward,
     softmax,
     softmax_backward,
-    softmax_cross_entropy,
 )
 from .precision import get_matmul_precision, set_matmul_precision
 from .program import Buffer, Builder, Program
@@ -62,6 +71,8 @@ __all__ = [
     "batch_norm_inference",
     "binary_accuracy",
     "categorical_accuracy",
+    "categorical_hinge",
+    "cosine_similarity",
     "dense_backward",
     "dense_forward",
     "dropout",
@@ -70,11 +81,16 @@ __all__ = [
     "gather",
     "get_matmul_precision",
     "get_num_threads",
+    "hellinger_distance",
     "layer_norm_backward",
     "layer_norm_forward",
+    "log_softmax",
+    "log_softmax_backward",
     "loss",
     "optimizer",
     "optimizer_update",
+    "prelu_backward",
+    "prelu_forward",
     "resolve",
     "set_matmul_precision",
     "set_num_threads",

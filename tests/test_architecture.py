@@ -17,6 +17,7 @@ FLOORS = [
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},
+    {"loss_ops"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 # device.engine() hands out the engine of a device: it imports upwards, when it is called.

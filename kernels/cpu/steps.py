@@ -89,8 +89,14 @@ _NEW = [
     declare("barrier", "", "wait for all threads", division="parts"),
 ]
 # fmt: on
-MADE_OF_STEPS = ("batch_norm_forward", "batch_norm_backward", "layer_norm_backward", "clip_by_global_norm",
-                 "prelu_backward", "weight_penalty")  # fmt: skip
+MADE_OF_STEPS = (
+    "batch_norm_forward",
+    "batch_norm_backward",
+    "layer_norm_backward",
+    "clip_by_global_norm",
+    "prelu_backward",
+    "weight_penalty",
+)  # fmt: skip
 
 STEPS: dict[str, Op] = {
     name: Op(name, op.operands, op.scalars, op.rule, op.doc, _DIVISION.get(name, "rows"))
