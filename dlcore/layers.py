@@ -7,29 +7,17 @@ ones: forward and backward of a layer stand side by side, and there is no other 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from . import initializers
+from . import constraints, initializers, regularizers
 from .kernels import Builder, find
+from .layer import Backward, Layer, _flat, _positive, _positive_int
 
-Backward = Callable[[Any, bool], Any]  # (gradient of the output, is the input's wanted) -> gradient of the input
 LINEAR = "linear"
 ROWWISE = ("softmax", "log_softmax")  # activations that couple the features of a sample; instructions, not rules
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    return int(value)
-
-
-def _positive(name: str, value: float) -> float:
-    if not value > 0.0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return float(value)
 
 
 def _activation(value: Any) -> Any:
@@ -47,54 +35,6 @@ def _rule_config(rule: Any) -> Any:
     if isinstance(rule, str) or rule.parameters == find("activation", rule.name).parameters:
         return getattr(rule, "name", rule)
     return {"name": rule.name, **rule.parameters}
-
-
-class Layer:
-    """What all layers share. ``dtype`` is that of the model; the layers of a model agree on it."""
-
-    def __init__(self, *, name: str | None = None, dtype: Any = None) -> None:
-        self.name = name or ""
-        self.dtype = None if dtype is None else np.dtype(dtype)
-        if self.dtype is not None and self.dtype not in (np.float32, np.float64):
-            raise ValueError(f"dtype must be float32 or float64, got {self.dtype}")
-        # name -> (buffer, gradient buffer or None, initialiser)
-        self.variables: dict[str, tuple[Any, Any, initializers.Initializer]] = {}
-
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of one output sample for input samples of ``shape``; raises where the layer cannot take them."""
-        return shape
-
-    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
-        """Create parameters and state for input samples of ``shape``."""
-        self.variables = {}
-
-    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
-        """Emit the forward instructions; return the output and what emits the backward ones."""
-        raise NotImplementedError
-
-    @property
-    def final_activation(self) -> Any:
-        """The activation that ends the layer, which a loss may absorb; None where it has none."""
-        return None
-
-    def without_activation(self) -> Layer:
-        """The layer that computes what comes before :attr:`final_activation`, on the same parameters."""
-        raise NotImplementedError
-
-    def config(self) -> dict[str, Any]:
-        """The arguments that make the layer again, as JSON."""
-        return {"name": self.name, **({"dtype": self.dtype.name} if self.dtype is not None else {})}
-
-    def _parameter(self, builder: Builder, name: str, shape: Sequence[int], initializer: Any) -> None:
-        value, gradient = builder.parameter(f"{self.name}/{name}", shape)
-        self.variables[name] = (value, gradient, initializer)
-
-    def _state(self, builder: Builder, name: str, shape: Sequence[int], initializer: Any) -> None:
-        self.variables[name] = (builder.state(f"{self.name}/{name}", shape), None, initializer)
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if value not in ("", None))
-        return f"{type(self).__name__}({arguments})"
 
 
 class Input(Layer):
@@ -135,18 +75,12 @@ class Flatten(Input):
         return Layer.config(self)
 
 
-def _flat(layer: Layer, shape: tuple[int, ...]) -> int:
-    if len(shape) != 1:
-        raise ValueError(
-            f"{type(layer).__name__} {layer.name!r} takes samples of one axis, got {shape}; add Flatten() before"
-        )
-    return shape[0]
-
-
 class Dense(Layer):
     """``y = g(x W + b)`` with ``W (n_in, units)``, ``b (units,)``, as one fused kernel.
 
     ``activation`` is a name, a rule made with :func:`dlcore.activation`, ``"softmax"`` or ``"log_softmax"``.
+    ``kernel_regularizer`` (:mod:`dlcore.regularizers`) adds a penalty on ``W`` to the loss, in training and in
+    evaluation; ``kernel_constraint`` (:mod:`dlcore.constraints`) acts on ``W`` after each update.
 
     >>> import dlcore
     >>> dlcore.layers.Dense(8, activation="relu").units
@@ -161,6 +95,8 @@ class Dense(Layer):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        kernel_constraint: Any = None,
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
@@ -170,6 +106,8 @@ class Dense(Layer):
         self.use_bias = bool(use_bias)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """``(units,)``"""
@@ -182,6 +120,11 @@ class Dense(Layer):
         self._parameter(builder, "kernel", (_flat(self, shape), self.units), self.kernel_initializer)
         if self.use_bias:
             self._parameter(builder, "bias", (self.units,), self.bias_initializer)
+        kernel, gradient, _ = self.variables["kernel"]
+        if self.kernel_regularizer is not None:
+            self.penalties.append((kernel, gradient, self.kernel_regularizer))
+        if self.kernel_constraint is not None:
+            self.constraints.append((kernel, self.kernel_constraint))
 
     def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
         """``dense_forward``; ``z`` is kept only where the derivative reads it."""
@@ -226,6 +169,8 @@ class Dense(Layer):
             "use_bias": self.use_bias,
             "kernel_initializer": initializers.name_of(self.kernel_initializer),
             "bias_initializer": initializers.name_of(self.bias_initializer),
+            **({"kernel_regularizer": self.kernel_regularizer.config()} if self.kernel_regularizer else {}),
+            **({"kernel_constraint": self.kernel_constraint.config()} if self.kernel_constraint else {}),
             **super().config(),
         }
 
@@ -272,6 +217,38 @@ class Activation(Layer):
     def config(self) -> dict[str, Any]:
         """The arguments that make the layer again."""
         return {"activation": _rule_config(self.activation), **super().config()}
+
+
+class PReLU(Layer):
+    """``y = x`` for ``x > 0``, else ``alpha x`` with a learned slope for each feature. He et al. 2015.
+
+    ``alpha`` begins at 0, as in Keras; ``initializers.Constant(0.25)`` is that of the paper and of PyTorch.
+    """
+
+    def __init__(self, *, alpha_initializer: Any = "zeros", name: str | None = None, dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.alpha_initializer = initializers.get(alpha_initializer)
+
+    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
+        """``alpha (features,)``."""
+        super().build(builder, shape)
+        self._parameter(builder, "alpha", (_flat(self, shape),), self.alpha_initializer)
+
+    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
+        """``prelu_forward``"""
+        alpha, d_alpha, _ = self.variables["alpha"]
+        y = builder.rows(f"{self.name}.y", x.shape[1])
+        builder.emit("prelu_forward", x, alpha, y)
+
+        def backward(dy: Any, wanted: bool) -> Any:
+            builder.emit("prelu_backward", dy, x, alpha, dy, d_alpha)
+            return dy
+
+        return y, backward
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make the layer again."""
+        return {"alpha_initializer": initializers.name_of(self.alpha_initializer), **super().config()}
 
 
 class BatchNormalization(Layer):
@@ -393,7 +370,8 @@ class Dropout(Layer):
 
 
 LAYERS: dict[str, type[Layer]] = {
-    cls.__name__: cls for cls in (Activation, BatchNormalization, Dense, Dropout, Flatten, Input, LayerNormalization)
+    cls.__name__: cls
+    for cls in (Activation, BatchNormalization, Dense, Dropout, Flatten, Input, LayerNormalization, PReLU)
 }
 
 

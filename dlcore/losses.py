@@ -52,7 +52,7 @@ class Loss:
         rule: LossRule = self.rule
         if logits and self.kind == "binary":
             rule = find("loss", f"{rule.name}_from_logits")
-        return rule.variant(**dict(self.parameters)) if self.parameters else rule
+        return rule.variant(None, **dict(self.parameters)) if self.parameters else rule
 
     def config(self) -> dict[str, Any]:
         """What :func:`from_config` makes the loss of, as JSON."""

@@ -16,6 +16,7 @@ from .losses import Loss
 from .metrics import Metric
 from .optimizers import Optimizer
 
+
 @dataclass(frozen=True)
 class Plan:
     """What a program is made for; a model makes another when it changes."""
@@ -90,6 +91,9 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
         if plan.clipped:
             b.emit("clip_by_global_norm", gradients, hyper, uniforms)
         b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
+        for layer in layers:
+            for kernel, constraint in layer.constraints:
+                constraint.emit(b, kernel)
         b.finish("train")
         emitter.pass_over(gather(), training=False)
         b.finish("test")
@@ -110,6 +114,7 @@ class _Emitter:
         self.absorbed = _absorbs(plan, layers[-1])
         self.layers = [*layers[:-1], layers[-1].without_activation()] if self.absorbed else list(layers)
         self.logits = self.absorbed or self.loss.from_logits
+        self.penalties = [penalty for layer in layers for penalty in layer.penalties]
 
     def pass_over(self, x: Any, training: bool) -> None:
         b = self.b
@@ -121,6 +126,8 @@ class _Emitter:
         value = b.rows("loss", dtype=None)
         gradient = b.rows("d_output", self.outputs) if training else None
         self.emit_loss(x, target, weight, value, gradient)
+        for kernel, _, penalty in self.penalties:
+            b.emit("weight_penalty", kernel, value, l1=penalty.l1, l2=penalty.l2)
         b.emit("record", value, b.extern("history_loss", (0,), np.float64))
         self.emit_metrics(x, target)
         if not training:
@@ -128,6 +135,8 @@ class _Emitter:
         last = self.first_trainable()
         for number in range(len(self.layers) - 1, last - 1, -1):
             gradient = backwards[number][0](gradient, number > last)
+        for kernel, d_kernel, penalty in self.penalties:
+            b.emit("weight_penalty_gradient", kernel, d_kernel, l1=penalty.l1, l2=penalty.l2)
 
     def first_trainable(self) -> int:
         """The number of the first layer with parameters: nothing before it needs a gradient."""

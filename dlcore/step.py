@@ -40,7 +40,7 @@ class Step:
         self.run = self.engine.prepare("train", len(data.samples), ("samples", "targets"), order=order, **histories)
 
     @staticmethod
-    def suits(x: Any, y: Any, data: Any, loss: Loss) -> bool:
+    def suits(x: Any, y: Any, data: Any, loss: Any) -> bool:
         """Whether the arrays can be handed to the kernels as they are."""
         return (
             loss.kind != "signed"
