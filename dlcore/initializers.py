@@ -228,7 +228,7 @@ _OTHER_NAMES = {"".join(word.title() for word in name.split("_")): name for name
 
 def get(initializer: Any) -> Initializer:
     """The initialiser called ``initializer``; an initialiser, one of the classes, or a config of one passes through."""
-    if isinstance(initializer, dict):
+    if isinstance(initializer, dict) and initializer.get("name") in _CLASSES:
         options = {key: value for key, value in initializer.items() if key != "name"}
         return _CLASSES[initializer["name"]](**options)
     if isinstance(initializer, type) and initializer in _CLASSES.values():
