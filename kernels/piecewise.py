@@ -5,6 +5,9 @@ At a kink the derivative is PyTorch's: that of the flat piece where there is one
 
 from .rule import ALIASES, activation
 
+_SIXTH = 0.16666666666666666
+_THIRD = 0.3333333333333333
+
 
 @activation
 def step(z):
@@ -64,23 +67,23 @@ def _(z, y):
 @activation
 def hard_sigmoid(z):
     """``y = min(max(0, z + 3), 6) / 6``, of slope 1/6, as in PyTorch and Keras 3; Keras 2 had the slope 1/5."""
-    return 0.0 if z <= -3.0 else (1.0 if z >= 3.0 else (z + 3.0) / 6.0)
+    return 0.0 if z <= -3.0 else (1.0 if z >= 3.0 else (z + 3.0) * _SIXTH)
 
 
 @hard_sigmoid.derivative
 def _(z, y):
-    return 1.0 / 6.0 if z > -3.0 and z < 3.0 else 0.0 * y
+    return _SIXTH if z > -3.0 and z < 3.0 else 0.0 * y
 
 
 @activation
 def hard_silu(z):
     """``y = z min(max(0, z + 3), 6) / 6``. Howard et al. 2019 (hard swish)."""
-    return 0.0 if z <= -3.0 else (z if z >= 3.0 else z * (z + 3.0) / 6.0)
+    return 0.0 if z <= -3.0 else (z if z >= 3.0 else z * ((z + 3.0) * _SIXTH))
 
 
 @hard_silu.derivative
 def _(z, y):
-    return 0.0 if z <= -3.0 else (1.0 if z >= 3.0 else z / 3.0 + 0.5)
+    return 0.0 if z <= -3.0 else (1.0 if z >= 3.0 else z * _THIRD + 0.5)
 
 
 @activation(threshold=0.5)
