@@ -188,7 +188,8 @@ def _example(name):
     if domain == "positive":
         return rng.uniform(0.1, 5, (17, 5)), rng.integers(0, 4, (17, 5)) * 1.0
     if "hinge" in name or "perceptron" in name:
-        return p, (np.eye(5)[rng.integers(0, 5, 17)] if name == "categorical_hinge" else np.sign(y))
+        rows = 0.7 * np.eye(5)[rng.integers(0, 5, 17)] + 0.06
+        return p, (rows if name == "categorical_hinge" else np.sign(y))
     return p, (rng.random((17, 5)) if "from_logits" in name else y)
 
 
@@ -332,6 +333,16 @@ def test_prelu_like_torch():
     dz, dalpha = kernels.prelu_backward(dy, z, alpha)
     np.testing.assert_allclose(dz, given.grad.numpy(), rtol=1e-13)
     np.testing.assert_allclose(dalpha, slopes.grad.numpy(), rtol=1e-12)
+
+
+@pytest.mark.skipif(not simulated(), reason="the functions on CUDA arrays, once on the simulator")
+def test_the_first_of_equal_margins_takes_the_gradient():
+    p, target = np.ones((2, 70)), np.eye(70)[[0, 40]]
+    expected = np.zeros((2, 70))
+    expected[[0, 1], [0, 40]], expected[[0, 1], [1, 0]] = -0.5, 0.5
+    np.testing.assert_array_equal(kernels.categorical_hinge(p, target)[1], expected)
+    got = kernels.categorical_hinge(cuda.to_device(p), cuda.to_device(target))[1]
+    np.testing.assert_array_equal(got.copy_to_host(), expected)
 
 
 @pytest.mark.skipif(not simulated(), reason="the functions on CUDA arrays, once on the simulator")

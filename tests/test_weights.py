@@ -292,13 +292,15 @@ def test_metrics_see_the_targets_as_they_are():
 
 @pytest.mark.parametrize("loss", ["hinge", "squared_hinge", "perceptron"])
 def test_margins_take_0_and_1_as_minus_1_and_1(loss):
-    x, signs = np.random.default_rng(9).standard_normal((15, 4)), np.where(np.arange(15) % 2, 1, -1)
+    x, signs = np.random.default_rng(9).standard_normal((90, 4)), np.where(np.arange(90) % 2, 1, -1)
     runs = []
     for target in (signs, (signs > 0).astype(int), (signs > 0).astype(float)[:, None]):
         model = _single(loss, None, 1, metrics=["accuracy"])
         runs.append([model.train_on_batch(x, target) for _ in range(4)])
     assert runs[0] == runs[1] == runs[2]
-    share = np.mean((model.predict(x)[:, 0] > 0) == (signs > 0))
+    scores = model.predict(x)[:, 0]
+    assert ((scores > 0) & (scores < 0.5) & (signs > 0)).sum() != ((scores > 0) & (scores < 0.5) & (signs < 0)).sum()
+    share = np.mean((scores > 0) == (signs > 0))
     assert model.evaluate(x, signs)[1] == pytest.approx(share)
 
 
