@@ -4,7 +4,18 @@
 arrays, and ``@dlcore.activation``, ``@dlcore.loss``, ``@dlcore.optimizer`` make rules of your own that run fused.
 """
 
-from . import callbacks, initializers, kernels, layers, losses, metrics, optimizers, schedules
+from . import (
+    callbacks,
+    constraints,
+    initializers,
+    kernels,
+    layers,
+    losses,
+    metrics,
+    optimizers,
+    regularizers,
+    schedules,
+)
 from ._version import __version__
 from .checkpoint import load
 from .kernels import (
@@ -27,6 +38,7 @@ __all__ = [
     "__version__",
     "activation",
     "callbacks",
+    "constraints",
     "fit_many",
     "get_matmul_precision",
     "get_num_threads",
@@ -39,6 +51,7 @@ __all__ = [
     "metrics",
     "optimizer",
     "optimizers",
+    "regularizers",
     "schedules",
     "set_matmul_precision",
     "set_num_threads",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .losses import Loss
+from .losses import UNBOUNDED, Loss
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -49,9 +49,12 @@ def targets(y: Any, count: int, outputs: int, loss: Loss, logits: bool, dtype: n
                 f"y has shape {np.shape(y)}; {loss.name} on {outputs} outputs expects ({count}, {outputs})"
             )
         matrix = np.ascontiguousarray(array, dtype)
-        if loss.kind == "binary" and matrix.size and not (matrix.min() >= 0 and matrix.max() <= 1):
-            raise ValueError(f"y ranges from {matrix.min():g} to {matrix.max():g}; {loss.name} expects 0 to 1")
-        return matrix
+        if loss.bounds is not None and matrix.size:
+            low, high = loss.bounds
+            if not (matrix.min() >= low and matrix.max() <= high):
+                expected = f"at least {low}" if high == UNBOUNDED else f"{low} to {high}"
+                raise ValueError(f"y ranges from {matrix.min():g} to {matrix.max():g}; {loss.name} expects {expected}")
+        return _signed(matrix, loss) if loss.kind == "signed" else matrix
     if array.ndim == 2 and array.shape[1] == outputs and (outputs > 1 or array.dtype.kind == "f"):
         return np.ascontiguousarray(array, dtype)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -70,6 +73,16 @@ def targets(y: Any, count: int, outputs: int, loss: Loss, logits: bool, dtype: n
     if logits:
         return np.ascontiguousarray(numbers)
     return np.ascontiguousarray(np.eye(outputs, dtype=dtype)[numbers])
+
+
+def _signed(matrix: np.ndarray, loss: Loss) -> np.ndarray:
+    """Targets -1 and 1; those of 0 and 1 are taken as -1 and 1, as in Keras."""
+    found = np.unique(matrix)
+    wrong = found[~np.isin(found, (-1, 0, 1))]
+    if wrong.size or {-1, 0} <= set(found.tolist()):
+        values = f"{wrong[0]:g}" if wrong.size else "both -1 and 0"
+        raise ValueError(f"y holds {values}; {loss.name} expects -1 and 1, or 0 and 1")
+    return np.where(matrix == 0, matrix.dtype.type(-1), matrix)
 
 
 def weights(

@@ -28,7 +28,7 @@ def describe(model: Any) -> dict[str, Any]:
         "name": model.name,
         "input_shape": list(model.input_shape),
         "layers": [{"class": type(layer).__name__, "config": layer.config()} for layer in model.layers],
-        "loss": None if plan.loss is None else {"name": plan.loss.name, "from_logits": plan.loss.from_logits},
+        "loss": None if plan.loss is None else plan.loss.config(),
         "metrics": [metric.name for metric in plan.metrics],
         "optimizer": None if plan.optimizer is None else plan.optimizer.config(),
     }
@@ -82,8 +82,7 @@ def load(path: Any, *, device: str = "auto") -> Any:
     model = Sequential(stack, name=config["name"], device=device)
     model.build(config["input_shape"])
     if config["loss"] is not None:
-        loss = losses.get(config["loss"]["name"])
-        loss = losses.Loss(loss.name, loss.kind, loss.rule, config["loss"]["from_logits"])
+        loss = losses.from_config(config["loss"])
         found = [metrics.get(name, loss) for name in config["metrics"]]
         model.compile(optimizers.from_config(config["optimizer"]), loss, found)
     assert model._network is not None

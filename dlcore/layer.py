@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from . import initializers
+from .constraints import Constraint
+from .initializers import Initializer
 from .kernels import Builder
+from .regularizers import Regularizer
 
 Backward = Callable[[Any, bool], Any]  # (gradient of the output, is the input's wanted) -> gradient of the input
 
@@ -25,6 +27,14 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def flat(layer: Layer, shape: tuple[int, ...]) -> int:
+    if len(shape) != 1:
+        raise ValueError(
+            f"{type(layer).__name__} {layer.name!r} takes samples of one axis, got {shape}; add Flatten() before"
+        )
+    return shape[0]
+
+
 class Layer:
     """What all layers share. ``dtype`` is that of the model; the layers of a model agree on it."""
 
@@ -34,7 +44,10 @@ class Layer:
         if self.dtype is not None and self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {self.dtype}")
         # name -> (buffer, gradient buffer or None, initialiser)
-        self.variables: dict[str, tuple[Any, Any, initializers.Initializer]] = {}
+        self.variables: dict[str, tuple[Any, Any, Initializer]] = {}
+        # of weights: (buffer, gradient buffer, regularizer) and (buffer, constraint)
+        self.penalties: list[tuple[Any, Any, Regularizer]] = []
+        self.constraints: list[tuple[Any, Constraint]] = []
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of one output sample for input samples of ``shape``; raises where the layer cannot take them."""
@@ -42,7 +55,7 @@ class Layer:
 
     def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
         """Create parameters and state for input samples of ``shape``."""
-        self.variables = {}
+        self.variables, self.penalties, self.constraints = {}, [], []
 
     def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
         """Emit the forward instructions; return the output and what emits the backward ones."""

@@ -12,24 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from . import initializers
+from . import constraints, initializers, regularizers
 from .kernels import Builder, find
-from .layer import Backward, Layer, positive_int
+from .layer import Backward, Layer, flat, positive_int
 from .normalization import BatchNormalization, GroupNormalization, InstanceNormalization, LayerNormalization
 
 LINEAR = "linear"
-SOFTMAX = "softmax"
+ROWWISE = ("softmax", "log_softmax")  # activations that couple the features of a sample; instructions, not rules
 
 
 def _activation(value: Any) -> Any:
-    """The rule for ``value``; softmax couples a row and stays a name."""
+    """The rule for ``value``, a name, a rule, or a name with parameters; what couples a row stays a name."""
     if value is None:
         return find("activation", LINEAR)
-    return SOFTMAX if value == SOFTMAX else find("activation", value)
+    if isinstance(value, dict):
+        parameters = {key: number for key, number in value.items() if key != "name"}
+        return find("activation", value["name"]).variant(**parameters)
+    return value if isinstance(value, str) and value in ROWWISE else find("activation", value)
 
 
-def _rule_name(rule: Any) -> str:
-    return rule if isinstance(rule, str) else rule.name
+def _rule_config(rule: Any) -> Any:
+    """What :func:`_activation` makes the activation of again: its name, with the parameters that are not its own."""
+    if isinstance(rule, str) or rule.parameters == find("activation", rule.name).parameters:
+        return getattr(rule, "name", rule)
+    return {"name": rule.name, **rule.parameters}
 
 
 class Input(Layer):
@@ -70,18 +76,12 @@ class Flatten(Input):
         return Layer.config(self)
 
 
-def _flat(layer: Layer, shape: tuple[int, ...]) -> int:
-    if len(shape) != 1:
-        raise ValueError(
-            f"{type(layer).__name__} {layer.name!r} takes samples of one axis, got {shape}; add Flatten() before"
-        )
-    return shape[0]
-
-
 class Dense(Layer):
     """``y = g(x W + b)`` with ``W (n_in, units)``, ``b (units,)``, as one fused kernel.
 
-    ``activation`` is a name, a rule made with :func:`dlcore.activation`, or ``"softmax"``.
+    ``activation`` is a name, a rule made with :func:`dlcore.activation`, ``"softmax"`` or ``"log_softmax"``.
+    ``kernel_regularizer`` (:mod:`dlcore.regularizers`) adds a penalty on ``W`` to the loss, in training and in
+    evaluation; ``kernel_constraint`` (:mod:`dlcore.constraints`) acts on ``W`` after each update.
 
     >>> import dlcore
     >>> dlcore.layers.Dense(8, activation="relu").units
@@ -96,6 +96,8 @@ class Dense(Layer):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        kernel_constraint: Any = None,
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
@@ -105,25 +107,32 @@ class Dense(Layer):
         self.use_bias = bool(use_bias)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """``(units,)``"""
-        _flat(self, shape)
+        flat(self, shape)
         return (self.units,)
 
     def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
         """``kernel (n_in, units)`` and ``bias (units,)``."""
         super().build(builder, shape)
-        self._parameter(builder, "kernel", (_flat(self, shape), self.units), self.kernel_initializer)
+        self._parameter(builder, "kernel", (flat(self, shape), self.units), self.kernel_initializer)
         if self.use_bias:
             self._parameter(builder, "bias", (self.units,), self.bias_initializer)
+        kernel, gradient, _ = self.variables["kernel"]
+        if self.kernel_regularizer is not None:
+            self.penalties.append((kernel, gradient, self.kernel_regularizer))
+        if self.kernel_constraint is not None:
+            self.constraints.append((kernel, self.kernel_constraint))
 
     def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
         """``dense_forward``; ``z`` is kept only where the derivative reads it."""
-        if self.activation == SOFTMAX:
+        if self.activation in ROWWISE:
             z, dense_backward = self.without_activation().forward(builder, x, training)
-            y, softmax_backward = Activation(SOFTMAX, name=self.name).forward(builder, z, training)
-            return y, lambda dy, wanted: dense_backward(softmax_backward(dy, True), wanted)
+            y, activation_backward = Activation(self.activation, name=self.name).forward(builder, z, training)
+            return y, lambda dy, wanted: dense_backward(activation_backward(dy, True), wanted)
         rule = self.activation
         kernel, d_kernel, _ = self.variables["kernel"]
         bias, d_bias, _ = self.variables.get("bias", (None, None, None))
@@ -157,38 +166,40 @@ class Dense(Layer):
         """The arguments that make the layer again."""
         return {
             "units": self.units,
-            "activation": _rule_name(self.activation),
+            "activation": _rule_config(self.activation),
             "use_bias": self.use_bias,
             "kernel_initializer": initializers.name_of(self.kernel_initializer),
             "bias_initializer": initializers.name_of(self.bias_initializer),
+            **({"kernel_regularizer": self.kernel_regularizer.config()} if self.kernel_regularizer else {}),
+            **({"kernel_constraint": self.kernel_constraint.config()} if self.kernel_constraint else {}),
             **super().config(),
         }
 
 
 class Activation(Layer):
-    """An activation on its own: ``y = g(x)``, or softmax over the features."""
+    """An activation on its own: ``y = g(x)``, or softmax or log-softmax over the features."""
 
     def __init__(self, activation: Any, *, name: str | None = None, dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
         self.activation = _activation(activation)
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The input's; softmax takes one axis."""
-        if self.activation == SOFTMAX:
-            _flat(self, shape)
+        """The input's; softmax and log-softmax take one axis."""
+        if self.activation in ROWWISE:
+            flat(self, shape)
         return shape
 
     def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
-        """``activation_forward`` or ``softmax_forward``."""
+        """``activation_forward``, ``softmax_forward`` or ``log_softmax_forward``."""
         y = builder.rows(f"{self.name}.y", x.shape[1])
-        if self.activation == SOFTMAX:
-            builder.emit("softmax_forward", x, y)
+        if self.activation in ROWWISE:
+            builder.emit(f"{self.activation}_forward", x, y)
         else:
             builder.emit("activation_forward", x, y, rule=self.activation)
 
         def backward(dy: Any, wanted: bool) -> Any:
-            if wanted and self.activation == SOFTMAX:
-                builder.emit("softmax_backward", dy, y, dy)
+            if wanted and self.activation in ROWWISE:
+                builder.emit(f"{self.activation}_backward", dy, y, dy)
             elif wanted:
                 builder.emit("activation_backward", dy, x, y, dy, rule=self.activation)
             return dy
@@ -206,7 +217,39 @@ class Activation(Layer):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make the layer again."""
-        return {"activation": _rule_name(self.activation), **super().config()}
+        return {"activation": _rule_config(self.activation), **super().config()}
+
+
+class PReLU(Layer):
+    """``y = x`` for ``x > 0``, else ``alpha x`` with a learned slope for each feature. He et al. 2015.
+
+    ``alpha`` begins at 0, as in Keras; ``initializers.Constant(0.25)`` is that of the paper and of PyTorch.
+    """
+
+    def __init__(self, *, alpha_initializer: Any = "zeros", name: str | None = None, dtype: Any = None) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.alpha_initializer = initializers.get(alpha_initializer)
+
+    def build(self, builder: Builder, shape: tuple[int, ...]) -> None:
+        """``alpha (features,)``."""
+        super().build(builder, shape)
+        self._parameter(builder, "alpha", (flat(self, shape),), self.alpha_initializer)
+
+    def forward(self, builder: Builder, x: Any, training: bool) -> tuple[Any, Backward]:
+        """``prelu_forward``"""
+        alpha, d_alpha, _ = self.variables["alpha"]
+        y = builder.rows(f"{self.name}.y", x.shape[1])
+        builder.emit("prelu_forward", x, alpha, y)
+
+        def backward(dy: Any, wanted: bool) -> Any:
+            builder.emit("prelu_backward", dy, x, alpha, dy, d_alpha)
+            return dy
+
+        return y, backward
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make the layer again."""
+        return {"alpha_initializer": initializers.name_of(self.alpha_initializer), **super().config()}
 
 
 class Dropout(Layer):
@@ -246,7 +289,7 @@ class Dropout(Layer):
 
 _CLASSES: tuple[type[Layer], ...] = (
     Activation, BatchNormalization, Dense, Dropout, Flatten, GroupNormalization, InstanceNormalization, Input,
-    LayerNormalization,
+    LayerNormalization, PReLU,
 )  # fmt: skip
 LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in _CLASSES}
 

@@ -62,6 +62,8 @@ def get(metric: Any, loss: losses.Loss) -> Metric:
     if callable(metric):
         return get(metric(), loss)
     if metric in ("accuracy", "acc"):
+        if loss.kind == "signed":  # the sign of the output is the class
+            return Metric("accuracy", "binary_accuracy", threshold=0.0)
         if loss.kind == "elementwise":
             raise ValueError(f"metric 'accuracy' does not fit the loss {loss.name}; use 'mae' or 'mse'")
         return Metric("accuracy", f"{loss.kind}_accuracy")

@@ -281,7 +281,7 @@ class Sequential:
                 return _result(known, self._network.histories, return_dict)  # type: ignore[union-attr]
             data = self._data(x, y, sample_weight)
             values = self._runner(data, len(data.samples)).whole("train")
-            if self._engine.device == "cpu" and Step.suits(x, y, data):
+            if self._engine.device == "cpu" and Step.suits(x, y, data, self._plan.loss):
                 if len(self._steps) >= _MOST_STEPS:
                     self._steps.clear()
                 self._steps[x.shape] = Step(self, x, y, data)

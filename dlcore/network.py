@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import Buffer, Builder, LossRule, Program, find
+from .kernels import Buffer, Builder, Program
 from .kernels.compile import UNIFORM_HEADER, uniforms_of
-from .layers import SOFTMAX, Activation, Dropout, Layer
+from .layers import Activation, Dropout, Layer
 from .losses import Loss
 from .metrics import Metric
 from .optimizers import Optimizer
-
-_ABSORBED = {"categorical": SOFTMAX, "binary": "sigmoid"}  # the activation that belongs to a loss
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,11 @@ class Network:
 
 def _absorbs(plan: Plan, last: Layer) -> bool:
     loss = plan.loss
-    if loss is None or loss.from_logits or loss.kind not in _ABSORBED:
+    if loss is None or loss.from_logits or loss.absorbs is None:
         return False
     activation = last.final_activation
     name = activation if isinstance(activation, str) else getattr(activation, "name", None)
-    return name == _ABSORBED[loss.kind]
+    return name == loss.absorbs
 
 
 def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, plan: Plan) -> Network:
@@ -102,6 +100,9 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
         b.emit("optimizer_begin", hyper, network.step, uniforms, rule=rule)
         emitter.pass_over(gather(), training=True)
         _emit_update(b, plan, network, whole, uniforms)
+        for layer in layers:
+            for kernel, constraint in layer.constraints:
+                constraint.emit(b, kernel)
         b.finish("train")
         emitter.pass_over(gather(), training=False)
         b.finish("test")
@@ -144,6 +145,7 @@ class _Emitter:
         self.layers = [*layers[:-1], layers[-1].without_activation()] if self.absorbed else list(layers)
         self.logits = self.absorbed or self.loss.from_logits
         self.scaler: Buffer | None = None
+        self.penalties = [penalty for layer in layers for penalty in layer.penalties]
 
     def pass_over(self, x: Any, training: bool) -> None:
         b = self.b
@@ -155,6 +157,8 @@ class _Emitter:
         value = b.rows("loss", dtype=None)
         gradient = b.rows("d_output", self.outputs) if training else None
         self.emit_loss(x, target, weight, value, gradient)
+        for kernel, _, penalty in self.penalties:
+            b.emit("weight_penalty", kernel, value, l1=penalty.l1, l2=penalty.l2)
         b.emit("record", value, b.extern("history_loss", (0,), np.float64))
         self.emit_metrics(x, target)
         if not training:
@@ -164,6 +168,8 @@ class _Emitter:
         last = self.first_trainable()
         for number in range(len(self.layers) - 1, last - 1, -1):
             gradient = backwards[number][0](gradient, number > last)
+        for kernel, d_kernel, penalty in self.penalties:
+            b.emit("weight_penalty_gradient", kernel, d_kernel, l1=penalty.l1, l2=penalty.l2)
 
     def first_trainable(self) -> int:
         """The number of the first layer with parameters: nothing before it needs a gradient."""
@@ -189,15 +195,29 @@ class _Emitter:
         self.b.emit("gather_values", self.b.extern("weights", (0,)), self.order, weight)
         return weight
 
+    def smoothed(self, target: Any) -> Any:
+        """The targets of the loss, ``(1 - s) target + s / classes``; metrics see them as they are."""
+        s = self.loss.label_smoothing
+        if not s:
+            return target
+        out = self.b.rows("smooth", self.outputs)
+        op = "smooth_labels" if self.plan.labels else "smooth_targets"
+        classes = 2 if self.loss.kind == "binary" else self.outputs
+        self.b.emit(op, target, out, keep=1.0 - s, share=s / classes)
+        return out
+
     def emit_loss(self, p: Any, target: Any, weight: Any, value: Any, gradient: Any) -> None:
+        target = self.smoothed(target)
         if self.loss.kind == "categorical" and self.logits:
-            op = "softmax_cross_entropy" if self.plan.labels else "softmax_cross_entropy_dense"
+            labels = self.plan.labels and not self.loss.label_smoothing
+            op = "softmax_cross_entropy" if labels else "softmax_cross_entropy_dense"
             self.b.emit(op, p, target, weight, value, gradient)
-            return
-        logits = self.loss.kind == "binary" and self.logits
-        rule: LossRule = find("loss", "binary_crossentropy_from_logits" if logits else self.loss.rule)
-        mean = float(rule.reduction == "mean")
-        self.b.emit("elementwise_loss", p, target, weight, value, gradient, rule=rule, mean=mean)
+        elif self.loss.rule is None:
+            self.b.emit(self.loss.op, p, target, weight, value, gradient)
+        else:
+            rule = self.loss.rule_on(self.logits)
+            mean = float(rule.reduction == "mean")
+            self.b.emit(self.loss.op, p, target, weight, value, gradient, rule=rule, mean=mean)
 
     def emit_metrics(self, p: Any, target: Any) -> None:
         b = self.b
@@ -224,4 +244,4 @@ class _Emitter:
         """The model's output as the user sees it, where the loss took the logits."""
         if not self.absorbed:
             return p
-        return Activation(_ABSORBED[self.loss.kind], name="output").forward(self.b, p, False)[0]
+        return Activation(self.loss.absorbs, name="output").forward(self.b, p, False)[0]

@@ -13,7 +13,7 @@ def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | No
     """The range in which targets must lie; None where there is none."""
     if loss.kind == "categorical":
         return (0, outputs - 1) if target.ndim == 1 else None
-    return (0, 1) if loss.kind == "binary" else None
+    return loss.bounds
 
 
 class Step:
@@ -40,10 +40,11 @@ class Step:
         self.run = self.engine.prepare("train", len(data.samples), ("samples", "targets"), order=order, **histories)
 
     @staticmethod
-    def suits(x: Any, y: Any, data: Any) -> bool:
+    def suits(x: Any, y: Any, data: Any, loss: Any) -> bool:
         """Whether the arrays can be handed to the kernels as they are."""
         return (
-            type(x) is type(y) is np.ndarray
+            loss.kind != "signed"
+            and type(x) is type(y) is np.ndarray
             and data.weights is None
             and x.dtype == data.samples.dtype
             and y.dtype == data.targets.dtype

@@ -11,10 +11,18 @@ array([[2., 2., 2., 2.],
 if __name__ != "dlcore.kernels":
     raise ImportError(f"this package is dlcore.kernels and was imported as {__name__!r}; use 'import dlcore.kernels'")
 
-from . import activations, check, layerwise, losses, optimizers, schedules  # noqa: F401  the built-in rules register themselves
+# the built-in rules register themselves
+from . import activations, check, layerwise, losses, optimizers, piecewise, schedules  # noqa: F401
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
+from .loss_ops import (
+    categorical_hinge,
+    cosine_similarity,
+    elementwise_loss,
+    hellinger_distance,
+    softmax_cross_entropy,
+)
 from .norms import (
     batch_norm_backward,
     batch_norm_forward,
@@ -32,11 +40,13 @@ from .ops import (
     dense_backward,
     dense_forward,
     dropout,
-    elementwise_loss,
     gather,
+    log_softmax,
+    log_softmax_backward,
+    prelu_backward,
+    prelu_forward,
     softmax,
     softmax_backward,
-    softmax_cross_entropy,
 )
 from .precision import get_matmul_precision, set_matmul_precision
 from .program import Buffer, Builder, Program
@@ -69,6 +79,8 @@ __all__ = [
     "batch_norm_inference",
     "binary_accuracy",
     "categorical_accuracy",
+    "categorical_hinge",
+    "cosine_similarity",
     "dense_backward",
     "dense_forward",
     "dropout",
@@ -79,11 +91,16 @@ __all__ = [
     "get_num_threads",
     "group_norm_backward",
     "group_norm_forward",
+    "hellinger_distance",
     "layer_norm_backward",
     "layer_norm_forward",
+    "log_softmax",
+    "log_softmax_backward",
     "loss",
     "optimizer",
     "optimizer_update",
+    "prelu_backward",
+    "prelu_forward",
     "resolve",
     "schedule",
     "set_matmul_precision",

@@ -12,7 +12,7 @@ from .rule import ON_REGISTER, Activation, Optimizer, RuleError
 
 # Spread without round numbers, so that no kink (0, 1, 3, 6, ...) of the usual rules is hit exactly.
 _REAL = np.linspace(-5.7, 5.9, 41) + 0.0137
-_PROBABILITY = np.linspace(0.0411, 0.9571, 21)
+_GRIDS = {"real": _REAL, "positive": _REAL[_REAL > 0.0], "probability": np.linspace(0.0411, 0.9571, 21)}
 _STEP = 1e-3
 _AGREEMENT = 1e-6
 
@@ -35,8 +35,8 @@ def check(rule: Any) -> None:
         elif isinstance(rule, Activation):
             _check_slope(rule, _REAL, lambda z: (z,), lambda z: (z, _call(rule, rule.value, z)))
         else:
-            for y in (0.0, 1.0) if rule.domain == "probability" else (0.0, 1.0, -1.7):
-                grid = _PROBABILITY if rule.domain == "probability" else _REAL
+            for y in (0.0, 1.0, -1.7) if rule.domain == "real" else (0.0, 1.0):
+                grid = _GRIDS[rule.domain]
                 _check_slope(rule, grid, lambda p, y=y: (p, y), lambda p, y=y: (p, y))
 
 

@@ -91,6 +91,11 @@ _LIST = [
     # -- rows
     declare("softmax_forward", "z:mn >y:mn", "y = exp(z - max z) / sum exp(z - max z), row by row"),
     declare("softmax_backward", "dy:mn y:mn >dz:mn", "dz = y * (dy - sum(dy * y)), row by row"),
+    declare("log_softmax_forward", "z:mn >y:mn", "y = z - max z - log sum exp(z - max z), row by row"),
+    declare("log_softmax_backward", "dy:mn y:mn >dz:mn", "dz = dy - exp(y) * sum(dy), row by row"),
+    declare("prelu_forward", "z:mn alpha:n >y:mn", "y = z where z > 0, else alpha z"),
+    declare("prelu_backward", "dy:mn z:mn alpha:n >dz:mn >dalpha:n",
+        "dz = dy where z > 0, else alpha dy; dalpha = sum over the other rows of z dy"),
     # -- batch norm, biased variance in the batch, unbiased in the running statistics; the n columns are those of k
     # channels, n/k neighbours each, which share their figures: (batch, channels) or (batch, channels, *spatial)
     declare("batch_norm_forward",
@@ -120,6 +125,18 @@ _LIST = [
     declare("elementwise_loss", "p:mn target:mn weight?:m >loss:m >dp?:mn",
         "loss = reduce_j L(p_j, t_j); dp = weight L'(p, t) / m, / n too where mean != 0",
         scalars="mean", rule="loss"),
+    declare("cosine_similarity", "p:mn target:mn weight?:m >loss:m >dp?:mn", "loss = -p t / (|p| |t|)"),
+    declare("categorical_hinge", "p:mn target:mn weight?:m >loss:m >dp?:mn",
+        "loss = max(0, 1 + max_j (1 - t_j) p_j - sum_j t_j p_j)"),
+    declare("hellinger_distance", "p:mn target:mn weight?:m >loss:m >dp?:mn", "loss = |sqrt p - sqrt t| / sqrt 2"),
+    declare("smooth_targets", "target:mn >out:mn", "out = keep * target + share", scalars="keep share"),
+    declare("smooth_labels", "labels:m[i] >out:mn", "out = keep * onehot + share", scalars="keep share"),
+    # -- weights: penalties, and constraints after an update
+    declare("weight_penalty", "w:kn +value:m", "value += sum(l1 |w| + l2 w^2), in each row", scalars="l1 l2"),
+    declare("weight_penalty_gradient", "w:kn +dw:kn", "dw += l1 sign(w) + 2 l2 w", scalars="l1 l2"),
+    declare("constrain_norm", "+w:kn", "each column scaled to a norm within [minimum, maximum]",
+        scalars="minimum maximum"),
+    declare("constrain_non_negative", "+w:kn", "w = max(w, 0)"),
     # -- metrics: one value a row, and their mean into a history
     declare("categorical_accuracy", "score:mn labels:m[i] >hit:m",
         "hit = 1 where argmax score = label; the first maximum"),

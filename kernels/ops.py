@@ -163,6 +163,49 @@ def softmax_backward(dy: Any, y: Any) -> Any:
     return dz
 
 
+def log_softmax(z: Any) -> Any:
+    """``z - max z - log sum exp(z - max z)`` for each row of ``z (batch, classes)``.
+
+    >>> import numpy as np
+    >>> log_softmax(np.array([[5.0, 2.0, -1.0, 3.0]])).round(3)
+    array([[-0.172, -3.172, -6.172, -2.172]])
+    """
+    backend = _backend(z)
+    z = _float("z", z, backend)
+    _matrix("z", z)
+    y = backend.empty(z.shape, z.dtype)
+    _run(backend, "log_softmax_forward", [z, y])
+    return y
+
+
+def log_softmax_backward(dy: Any, y: Any) -> Any:
+    """``dy - exp(y) * sum(dy)`` for each row of ``y = log_softmax(z)``: the gradient in ``z``."""
+    backend = _backend(dy, y)
+    dy, y = _float("dy", dy, backend), _float("y", y, backend)
+    dz = backend.empty(y.shape, y.dtype)
+    _run(backend, "log_softmax_backward", [dy, y, dz])
+    return dz
+
+
+def prelu_forward(z: Any, alpha: Any) -> Any:
+    """``z`` where it is positive, else ``alpha z``; ``z (batch, features)``, ``alpha (features,)``. He et al. 2015."""
+    backend = _backend(z, alpha)
+    z, alpha = _float("z", z, backend), _float("alpha", alpha, backend)
+    _matrix("z", z)
+    y = backend.empty(z.shape, z.dtype)
+    _run(backend, "prelu_forward", [z, alpha, y])
+    return y
+
+
+def prelu_backward(dy: Any, z: Any, alpha: Any) -> tuple[Any, Any]:
+    """``(dz, dalpha)``: ``dz = dy`` where ``z > 0``, else ``alpha dy``; ``dalpha`` sums ``z dy`` over the others."""
+    backend = _backend(dy, z, alpha)
+    dy, z, alpha = (_float(n, a, backend) for n, a in (("dy", dy), ("z", z), ("alpha", alpha)))
+    dz, dalpha = backend.empty(z.shape, z.dtype), backend.zeros(alpha.shape, z.dtype)
+    _run(backend, "prelu_backward", [dy, z, alpha, dz, dalpha])
+    return dz, dalpha
+
+
 def dropout(x: Any, rate: float, *, seed: int, step: int = 0, layer: int = 0) -> Any:
     """``x / (1 - rate)`` where the mask keeps an element of ``x (batch, features)``, else 0.
 
@@ -177,35 +220,6 @@ def dropout(x: Any, rate: float, *, seed: int, step: int = 0, layer: int = 0) ->
     words = [backend.contiguous(np.array([v], np.int64)) for v in (seed, step)]
     _run(backend, "dropout", [x, *words, y], None, (rate, layer))
     return y
-
-
-def softmax_cross_entropy(z: Any, target: Any, *, sample_weight: Any = None) -> tuple[Any, Any]:
-    """``(loss (batch,), dz (batch, classes))`` from logits in one pass; ``dz`` is of the mean over the batch.
-
-    ``target`` holds class numbers ``(batch,)`` of an integer dtype, or probabilities ``(batch, classes)``.
-    """
-    backend = _backend(z, target, sample_weight)
-    z = _float("z", z, backend)
-    _matrix("z", z)
-    loss, dz = backend.empty(z.shape[:1], z.dtype), backend.empty(z.shape, z.dtype)
-    weight = None if sample_weight is None else _float("sample_weight", sample_weight, backend)
-    if target.ndim == 1:
-        labels = _labels(target, z.shape[1], backend)
-        _run(backend, "softmax_cross_entropy", [z, labels, weight, loss, dz])
-    else:
-        _run(backend, "softmax_cross_entropy_dense", [z, _float("target", target, backend), weight, loss, dz])
-    return loss, dz
-
-
-def elementwise_loss(p: Any, target: Any, loss: Any, *, sample_weight: Any = None) -> tuple[Any, Any]:
-    """``(loss (batch,), dp (batch, features))`` of a loss rule; ``dp`` is of the mean over the batch."""
-    backend = _backend(p, target, sample_weight)
-    rule = find("loss", loss)
-    p, target = _float("p", p, backend), _float("target", target, backend)
-    weight = None if sample_weight is None else _float("sample_weight", sample_weight, backend)
-    value, dp = backend.empty(p.shape[:1], p.dtype), backend.empty(p.shape, p.dtype)
-    _run(backend, "elementwise_loss", [p, target, weight, value, dp], rule, (float(rule.reduction == "mean"),))
-    return value, dp
 
 
 def categorical_accuracy(score: Any, target: Any) -> Any:

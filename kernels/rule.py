@@ -203,6 +203,9 @@ class Optimizer(Rule):
 
 REGISTRY: dict[str, dict[str, Any]] = {"activation": {}, "loss": {}, "optimizer": {}}
 
+# Other names that users of the field know a built-in rule by.
+ALIASES: dict[str, dict[str, str]] = {"activation": {}, "loss": {}, "optimizer": {}, "schedule": {}}
+
 # What calling an optimizer rule makes; the layer API puts its own Optimizer here.
 CONFIGURE: list[Callable[..., Any]] = [lambda rule, **values: rule.variant(**values)]
 
@@ -247,6 +250,8 @@ def find(kind: str, name: Any) -> Any:
     if not isinstance(name, str):
         raise RuleError(f"{kind} must be a name or a rule, got {type(name).__name__}")
     if name not in table:
+        name = ALIASES[kind].get(name, name)
+    if name not in table:
         raise RuleError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
     return table[name]
 
@@ -273,15 +278,18 @@ def activation(function: Any = None, /, **parameters: float) -> Any:
     return wrap(function) if function is not None else wrap
 
 
+DOMAINS = ("real", "positive", "probability")  # where a loss is checked: check.py has the points
+
+
 def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "real", **parameters: float) -> Any:
     """Make a loss of ``L(p, y)`` for one element; ``reduction`` combines the elements of a sample.
 
-    ``domain="probability"`` says that ``p`` lies in (0, 1), which is where the derivative is checked.
+    ``domain`` is where the derivative is checked: ``"real"``, ``"positive"`` or ``"probability"``, ``p`` in (0, 1).
     """
     if reduction not in ("mean", "sum"):
         raise RuleError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    if domain not in ("real", "probability"):
-        raise RuleError(f"domain must be 'real' or 'probability', got {domain!r}")
+    if domain not in DOMAINS:
+        raise RuleError(f"domain must be one of {', '.join(map(repr, DOMAINS))}; got {domain!r}")
     numbers = numbers_of(parameters, "loss")
 
     def wrap(function: Callable[..., Any]) -> Loss:

@@ -31,6 +31,16 @@ def _one(z):
     return np.ones_like(z)
 
 
+def _inner(z):
+    return math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+
+
+def _inside(z, low, high):
+    return ((z > low) & (z < high)).astype(z.dtype)
+
+
+_ALPHA, _SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946  # of SELU, from its paper
+
 # name -> (value, derivative), both of z
 ACTIVATIONS = {
     "linear": (lambda z: z, _one),
@@ -43,7 +53,37 @@ ACTIVATIONS = {
     "softplus": (lambda z: np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))), _logistic),
     "softsign": (lambda z: z / (1 + np.abs(z)), lambda z: 1 / (1 + np.abs(z)) ** 2),
     "silu": (lambda z: z * _logistic(z), lambda z: _logistic(z) * (1 + z * (1 - _logistic(z)))),
+    "gelu_tanh": (lambda z: z * ((1 + np.tanh(_inner(z))) / 2),
+        lambda z: (1 + np.tanh(_inner(z))) / 2
+        + z / 2 * (1 - np.tanh(_inner(z)) ** 2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)),
+    "selu": (lambda z: _SCALE * np.where(z > 0, z, _ALPHA * np.expm1(np.minimum(z, 0))),
+        lambda z: _SCALE * np.where(z > 0, _one(z), _ALPHA * np.exp(np.minimum(z, 0)))),
+    "celu": (lambda z: np.maximum(z, 0) + np.minimum(0, np.expm1(np.minimum(z, 0))), lambda z: np.exp(np.minimum(z, 0))),
+    "mish": (lambda z: z * np.tanh(np.log1p(np.exp(z))),
+        lambda z: np.tanh(np.log1p(np.exp(z))) + z * (1 - np.tanh(np.log1p(np.exp(z))) ** 2) * _logistic(z)),
+    "log_sigmoid": (lambda z: np.minimum(z, 0) - np.log1p(np.exp(-np.abs(z))), lambda z: _logistic(-z)),
+    "exponential": (np.exp, np.exp),
+    "tanh_shrink": (lambda z: z - np.tanh(z), lambda z: np.tanh(z) ** 2),
+    "step": (lambda z: (z > 0).astype(z.dtype), np.zeros_like),
+    "relu6": (lambda z: np.clip(z, 0, 6), lambda z: _inside(z, 0, 6)),
+    "hard_tanh": (lambda z: np.clip(z, -1, 1), lambda z: _inside(z, -1, 1)),
+    "hard_sigmoid": (lambda z: np.clip(z + 3, 0, 6) / 6, lambda z: _inside(z, -3, 3) / 6),
+    "hard_silu": (lambda z: z * np.clip(z + 3, 0, 6) / 6,
+        lambda z: np.where(z <= -3, 0 * z, np.where(z < 3, (2 * z + 3) / 6, _one(z)))),
+    "soft_shrink": (lambda z: np.sign(z) * np.maximum(np.abs(z) - z.dtype.type(0.5), 0), lambda z: 1 - _inside(z, -0.5, 0.5)),
+    "hard_shrink": (lambda z: np.where(np.abs(z) > 0.5, z, 0 * z), lambda z: 1 - _inside(z, -0.5, 0.5)),
+    "threshold": (lambda z: np.where(z > 1, z, 0 * z), lambda z: (z > 1).astype(z.dtype)),
 }  # fmt: skip
+
+
+def prelu_forward(z, alpha):
+    """``max(0, z) + alpha min(0, z)``"""
+    return np.maximum(z, 0) + alpha * np.minimum(z, 0)
+
+
+def prelu_backward(dy, z, alpha):
+    """``dz``, ``dalpha``."""
+    return dy * np.where(z > 0, 1, alpha), (dy * np.minimum(z, 0)).sum(axis=0)
 
 
 def dense_forward(x, w, b, activation):
@@ -152,6 +192,17 @@ def softmax_backward(dy, y):
     return y * (dy - (dy * y).sum(axis=1, keepdims=True))
 
 
+def log_softmax(z):
+    """Row by row."""
+    shifted = z - z.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def log_softmax_backward(dy, y):
+    """``dy - exp(y) sum(dy)``"""
+    return dy - np.exp(y) * dy.sum(axis=1, keepdims=True)
+
+
 def softmax_cross_entropy(z, target, weight):
     """Per-sample loss and the gradient of its mean; ``target (m, n)``."""
     peak = z.max(axis=1, keepdims=True)
@@ -175,7 +226,73 @@ LOSSES = {
         lambda p, y: -(y * np.log(_clipped(p)) + (1 - y) * np.log(1 - _clipped(p))),
         lambda p, y: (_clipped(p) - y) / (_clipped(p) * (1 - _clipped(p))), "mean"),
     "categorical_crossentropy": (lambda p, y: -y * np.log(_clipped(p)), lambda p, y: -y / _clipped(p), "sum"),
+    "half_squared_error": (lambda p, y: (p - y) ** 2 / 2, lambda p, y: p - y, "sum"),
+    "mean_absolute_percentage_error": (
+        lambda p, y: 100 * np.abs((y - p) / np.maximum(np.abs(y), y.dtype.type(1e-7))),
+        lambda p, y: 100 * np.sign(p - y) / np.maximum(np.abs(y), y.dtype.type(1e-7)), "mean"),
+    "mean_squared_logarithmic_error": (
+        lambda p, y: (np.log1p(_positive(p)) - np.log1p(_positive(y))) ** 2,
+        lambda p, y: np.where(p < 1e-7, 0, 2 * (np.log1p(_positive(p)) - np.log1p(_positive(y))) / (1 + _positive(p))), "mean"),
+    "huber": (lambda p, y: np.where(np.abs(p - y) <= 1, (p - y) ** 2 / 2, np.abs(p - y) - p.dtype.type(0.5)),
+        lambda p, y: np.clip(p - y, -1, 1), "mean"),
+    "log_cosh": (lambda p, y: np.logaddexp(p - y, y - p) - np.log(p.dtype.type(2)), lambda p, y: np.tanh(p - y), "mean"),
+    "poisson": (lambda p, y: p - y * np.log(p + p.dtype.type(1e-7)), lambda p, y: 1 - y / (p + p.dtype.type(1e-7)), "mean"),
+    "binary_focal_crossentropy": (
+        lambda p, y: (1 - _truth(_clipped(p), y)) ** 2 * _entropy(_clipped(p), y),
+        lambda p, y: _focal_slope(_clipped(p), y), "mean"),
+    "binary_focal_crossentropy_from_logits": (
+        lambda p, y: (1 - _truth(_logistic(p), y)) ** 2 * _entropy(_logistic(p), y),
+        lambda p, y: _focal_slope(_logistic(p), y) * _logistic(p) * _logistic(-p), "mean"),
+    "negative_log_likelihood": (lambda p, y: -y * p, lambda p, y: -y, "sum"),
+    "kl_divergence": (
+        lambda p, y: np.where(y > 0, y * np.log(np.where(y > 0, y, 1) / _positive(p)), 0), lambda p, y: -y / _positive(p), "sum"),
+    "hellinger": (lambda p, y: (np.sqrt(p) - np.sqrt(y)) ** 2 / np.sqrt(p.dtype.type(2)),
+        lambda p, y: (1 - np.sqrt(y / p)) / np.sqrt(p.dtype.type(2)), "sum"),
+    "perceptron": (lambda p, y: np.maximum(0, -y * p), lambda p, y: np.where(y * p > 0, 0, -y), "mean"),
+    "hinge": (lambda p, y: np.maximum(0, 1 - y * p), lambda p, y: np.where(y * p > 1, 0, -y), "mean"),
+    "squared_hinge": (lambda p, y: np.maximum(0, 1 - y * p) ** 2, lambda p, y: -2 * y * np.maximum(0, 1 - y * p), "mean"),
 }  # fmt: skip
+
+
+def cosine_similarity(p, y, weight):
+    """``-p y / (|p| |y|)`` of each row, and the gradient of its mean over the batch."""
+    lengths, others = (np.sqrt((a * a).sum(axis=1, keepdims=True)) for a in (p, y))
+    cosine = (p * y).sum(axis=1, keepdims=True) / (lengths * others)
+    slope = cosine * p / lengths**2 - y / (lengths * others)
+    return -cosine[:, 0] * weight, slope * weight[:, None] / p.dtype.type(len(p))
+
+
+def categorical_hinge(p, y, weight):
+    """``max(0, 1 + max_j (1 - y_j) p_j - sum_j y_j p_j)``"""
+    others = (1 - y) * p
+    margin = 1 + others.max(axis=1) - (y * p).sum(axis=1)
+    worst = np.eye(p.shape[1], dtype=p.dtype)[others.argmax(axis=1)]
+    slope = np.where(margin[:, None] < 0, 0, worst * (1 - y) - y)
+    return np.maximum(margin, 0) * weight, slope * weight[:, None] / p.dtype.type(len(p))
+
+
+def hellinger_distance(p, y, weight):
+    """``|sqrt p - sqrt y| / sqrt 2``"""
+    d = np.sqrt(p) - np.sqrt(y)
+    distance = np.sqrt((d * d).sum(axis=1) / 2)
+    return distance * weight, d / (4 * distance[:, None] * np.sqrt(p)) * weight[:, None] / p.dtype.type(len(p))
+
+
+def _positive(p):
+    return np.maximum(p, p.dtype.type(1e-7))
+
+
+def _truth(p, y):
+    return y * p + (1 - y) * (1 - p)
+
+
+def _entropy(p, y):
+    return -(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+
+def _focal_slope(p, y):
+    rest = 1 - _truth(p, y)
+    return rest**2 * (p - y) / (p * (1 - p)) + 2 * rest * (1 - 2 * y) * _entropy(p, y)
 
 
 def elementwise_loss(p, y, loss, weight):

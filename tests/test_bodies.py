@@ -38,11 +38,14 @@ IN_PYTHON = [
     if name not in BY_ADDRESS
     for full in ([True, False] if any(spec.optional for spec in op.operands) else [True])
 ]
-SCALARS = {"momentum": 0.9, "epsilon": 1e-3, "rate": 0.4, "layer": 2, "threshold": 0.1, "mean": 1.0}
+SCALARS = {
+    "momentum": 0.9, "epsilon": 1e-3, "rate": 0.4, "layer": 2, "threshold": 0.1, "mean": 1.0, "keep": 0.8,
+    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6,
+}  # fmt: skip
 
 
 def operand(spec, dtype, rng, full):
-    """An array for an operand, of positive numbers (variances are among them); None for one that may be missing."""
+    """An array for an operand, of positive numbers (variances are among them), but for weights; None for one missing."""
     if spec.optional and not full:
         return None
     chunks = steps.chunk_count(ROW_COUNT)
@@ -50,7 +53,7 @@ def operand(spec, dtype, rng, full):
     if spec.dtype == "i":
         values = rng.permutation(SIZES["N"])[: shape[0]] if spec.name == "order" else rng.integers(0, 7, shape)
         return values.astype(np.int64)
-    return rng.uniform(0.1, 2.0, shape).astype(np.float64 if spec.dtype == "d" else dtype)
+    return rng.uniform(-1.0 if spec.name == "w" else 0.1, 2.0, shape).astype(np.float64 if spec.dtype == "d" else dtype)
 
 
 def run_plainly(op, arrays, scalars, dtype):

@@ -64,7 +64,7 @@ CHANNELS = {
     "parts": (19, 2 * 487, 2, 1),  # more elements of a channel than a part of 8192
 }
 TALL = (519, 5, 3)  # more rows than two chunks
-CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "group_norm_backward")
+CHUNKED = ("dense_backward_z", "batch_norm_forward", "batch_norm_backward", "group_norm_backward", "prelu_backward")
 
 
 def _check(name, got, cpu, reference, terms):
@@ -122,7 +122,7 @@ def _operands(op, size, rule, rng):
             values[spec.name] = rng.integers(0, high, shape)
         elif spec.name in ("rstd", "running_var", "weight", "slots"):
             values[spec.name] = rng.uniform(0.5, 1.5, shape)
-        elif spec.name == "target" or (op.rule == "loss" and spec.name == "p" and rule.domain == "probability"):
+        elif spec.name == "target" or (spec.name == "p" and (op.rule != "loss" or rule.domain != "real")):
             values[spec.name] = rng.uniform(0.05, 0.95, shape)
         elif spec.name == "hyper":
             parameters = list(rule.parameters.values()) if rule else [0.1]
@@ -139,7 +139,8 @@ def _operands(op, size, rule, rng):
     return values
 
 
-_SCALARS = {"momentum": 0.9, "epsilon": 1e-5, "rate": 0.3, "layer": 2.0, "mean": 1.0, "threshold": 0.3}
+_SCALARS = {"momentum": 0.9, "epsilon": 1e-5, "rate": 0.3, "layer": 2.0, "mean": 1.0, "threshold": 0.3,
+            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7}  # fmt: skip
 
 
 def _program(op, values, absent, rule, dtype):
@@ -298,7 +299,9 @@ def test_the_same_bits_wherever_arrays_begin(name, dtype):
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
             "batch_norm_backward", "group_norm_forward", "group_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
-            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite")  # fmt: skip
+            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite",
+            "log_softmax_forward", "log_softmax_backward", "cosine_similarity", "categorical_hinge", "hellinger_distance",
+            "prelu_backward", "weight_penalty", "constrain_norm")  # fmt: skip
 
 
 @pytest.mark.parametrize("order", ORDERS[1:])

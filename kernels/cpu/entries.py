@@ -22,7 +22,22 @@ from .. import compile as compiler
 from .. import mathfn, native
 from ..instructions import Instruction, Op
 from ..native import VIEWS, float_of_bits, view_words
-from . import by_tensor, dense, dropout, finite, gemm, group_norm, microkernel, norm, rowwise, threads, update
+from . import (
+    by_tensor,
+    dense,
+    dropout,
+    finite,
+    gemm,
+    group_norm,
+    microkernel,
+    norm,
+    prelu,
+    row_losses,
+    rowwise,
+    threads,
+    update,
+    weights,
+)
 from .machine import VARIANT
 
 WORDS = 40  # of a row; batch_norm_apply takes 38
@@ -39,7 +54,9 @@ _FROM_CONTEXT = {
 
 def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
-    for module in (dense, rowwise, norm, group_norm, update, by_tensor, finite, dropout, threads):
+    for module in (
+        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, dropout, threads
+    ):  # fmt: skip
         body = getattr(module, op, None)
         if body is not None:
             return body

@@ -46,7 +46,8 @@ def chunk_count(rows: int) -> int:
 
 _DIVISION = {
     "record": "one", "optimizer_begin": "one", "optimizer_update": "parts", "optimizer_update_by_tensor": "parts",
-}  # the others: rows  # fmt: skip
+    "weight_penalty_gradient": "parts", "constrain_norm": "parts", "constrain_non_negative": "parts",
+}  # fmt: skip  # the others: rows
 
 # fmt: off
 _NEW = [
@@ -75,6 +76,11 @@ _NEW = [
             "dx = gamma rstd (dy - mean dy - xhat mean(dy xhat))", division="rows"),
     declare("group_norm_gradient", "dy:mn x:mn gamma:k mean:mg rstd:mg >dx:mn >dgamma:ck >dbeta:ck",
             "dx of group_norm_backward; sums of dy xhat and of dy", division="chunks"),
+    declare("prelu_gradient", "dy:mn z:mn alpha:n >dz:mn >dalpha:cn",
+            "dz of prelu_backward; sums over the rows where z <= 0 of z dy", division="chunks"),
+    declare("penalty_sums", "w:kn >sums:B[d]", "sums of l1 |w| + l2 w^2 over blocks of rows", scalars="l1 l2",
+            division="parts"),
+    declare("penalty_add", "sums:B[d] +value:m", "value += the sum of the blocks", division="one"),
     declare("sum_of_squares", "g:P >squares:B[d]", "sums of g^2 over blocks of fixed size", division="parts"),
     declare("clip", "squares:B[d] hyper:K[d] +uniforms:U",
             "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0", division="one"),
@@ -97,6 +103,8 @@ MADE_OF_STEPS = (
     "batch_norm_forward",
     "batch_norm_backward",
     "group_norm_backward",
+    "prelu_backward",
+    "weight_penalty",
     "check_finite",
     "clip_by_global_norm",
     "clip_by_norm",
@@ -120,6 +128,7 @@ def _temporary(name: str, shape: tuple[int, ...], dtype: Any) -> Buffer:
 
 
 NORM_BLOCK = 1 << 14  # elements that sum_of_squares adds in one go
+PENALTY_BLOCKS = 64  # of rows, at most: sums over weights do not depend on the number of threads
 
 
 def expand(instruction: Instruction) -> Iterator[Instruction]:
@@ -150,6 +159,16 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         yield step("group_norm_gradient", [*given, dx, *parts])
         for part, total in zip(parts, (dgamma, dbeta), strict=True):
             yield step("sum_chunks", [part, total])
+    elif name == "prelu_backward":
+        *given, dz, dalpha = operands
+        part = _temporary("dalpha", (CHUNKS, dalpha.shape[0]), dtype)
+        yield step("prelu_gradient", [*given, dz, part])
+        yield step("sum_chunks", [part, dalpha])
+    elif name == "weight_penalty":
+        w, value = operands
+        sums = _temporary("penalties", (min(w.shape[0], PENALTY_BLOCKS),), np.float64)
+        yield step("penalty_sums", [w, sums], None, instruction.scalars)
+        yield step("penalty_add", [sums, value])
     elif name == "clip_by_global_norm":
         g, hyper, uniforms = operands
         squares = _temporary("squares", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
@@ -241,6 +260,9 @@ def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction
         return list(steps)
     if any(s.op.name in ("sum_of_squares", "count_not_finite") for s in steps):
         return list(steps)
+    others = [s for s in steps if s not in sources.values() and s is not update[0]]
+    if any(operand in weight_of for s in others for operand in s.operands if isinstance(operand, Buffer)):
+        return list(steps)  # a penalty adds to a gradient that is there
     _, _, slots, uniforms = update[0].operands
     offsets, _, _ = program.layout(1)
     result = []

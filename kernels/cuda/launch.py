@@ -34,7 +34,10 @@ from ..rule import REGISTRY, Rule
 from .machine_code import Kernel, argument_types, describe, meaning
 
 SIMULATED = simulated()
-MODULES = ("dense", "rowwise", "softmax", "norm", "group_norm", "update", "by_tensor", "finite", "dropout")
+MODULES = (
+    "dense", "rowwise", "row_losses", "softmax", "prelu", "norm", "group_norm", "weights", "update", "by_tensor",
+    "finite", "dropout",
+)  # fmt: skip
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
 CHUNK = 256  # rows that one block sums before partial sums are merged
