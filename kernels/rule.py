@@ -261,14 +261,23 @@ def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "rea
 
 
 def optimizer(
-    function: Any = None, /, *, slots: int | None = None, decoupled: bool = False, **parameters: float
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    slots: int | None = None,
+    decoupled: bool = False,
+    **parameters: float,
 ) -> Any:
     """Make an optimizer of one element's update ``(w, g, *slots, h) -> (w, *slots)``.
 
     The slots start at zero; their number follows from the arguments, and ``slots`` only states it. The keyword
     arguments are the hyper-parameters with their defaults, read as ``h.name``; one is ``learning_rate`` or ``lr``.
+    The rule is called ``name``, or as the function is.
     """
     numbers = _numbers(parameters, "optimizer")
+    if name is not None and not name.isidentifier():
+        raise RuleError(f"the name of an optimizer must be an identifier, got {name!r}")
 
     def wrap(function: Callable[..., Any]) -> Optimizer:
         arguments = _arguments(function)
@@ -283,7 +292,7 @@ def optimizer(
         for reserved in ("t", "weight_decay", "clip_norm"):
             if reserved in numbers:
                 raise RuleError(f"{place}: {reserved} is given by the skeleton; it cannot be a parameter")
-        rule = Optimizer(function.__name__, numbers, update=function, slots=names, decoupled=decoupled)
+        rule = Optimizer(name or function.__name__, numbers, update=function, slots=names, decoupled=decoupled)
         return _complete(rule)
 
     return wrap(function) if function is not None else wrap
