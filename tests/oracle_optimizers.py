@@ -401,8 +401,8 @@ def adamx(w, g, s, t, h):
 def adax(w, g, s, t, h):
     """The paper keeps ``V``; the slot is ``V / ((1 + b2)^t - 1)``."""
     m = h.beta_1 * s[0] + (1 - h.beta_1) * g
-    v = (1 + h.beta_2) * (s[1] * ((1 + h.beta_2) ** (t - 1) - 1)) + h.beta_2 * g**2
-    v_hat = v / ((1 + h.beta_2) ** t - 1)
+    before, now = (math.expm1(k * math.log1p(h.beta_2)) for k in (t - 1, t))  # (1 + b2)^k - 1
+    v_hat = ((1 + h.beta_2) * (s[1] * before) + h.beta_2 * g**2) / now
     return w - h.learning_rate * m / (np.sqrt(v_hat) + h.epsilon), [m, v_hat]
 
 

@@ -5,13 +5,14 @@ is compared is the optimizer and not what a chaotic path makes of a rounding.
 """
 
 import functools
+import re
 import types
 
 import numpy as np
 import oracle_optimizers
 import pytest
 import torch
-from tolerance import assert_close, wider
+from tolerance import GRADIENT, assert_close, wider
 
 from dlcore import kernels
 from dlcore.kernels.compile import uniforms_of
@@ -64,7 +65,7 @@ def gradient(w, t):
 # Values at which every parameter shows: a default of 0 hides its term, an epsilon of 1e-8 that of any other size.
 SHOWN = {
     "epsilon": 1e-3, "dampening": 0.3, "initial_accumulator": 0.1, "l1": 1e-3, "l2": 0.1, "eta": 0.2, "start": 20.0,
-    "steps": 150.0, "step_min": 4e-3, "step_max": 0.03, "nu_2": 0.8, "threshold": 10.0, "restart": 30.0,
+    "steps": 150.0, "step_min": 4e-3, "step_max": 0.03, "nu_2": 0.6, "threshold": 10.0, "restart": 30.0,
 }  # fmt: skip
 DECAY = {"asgd": 0.05, "adagrad": 0.01, "adagrad_inside": 0.01}
 
@@ -106,33 +107,28 @@ def by_the_kernel(name, dtype):
     return w, *slots
 
 
-@functools.cache
-def by_numpy(name, dtype):
-    return by_the_paper(name, dtype, gradients_of(name, dtype), values(name))
-
-
-def compare(name, dtype, exact):
-    """The kernel's weights and state against ``exact``, problem by problem."""
+def compare(name, dtype, h, step=lambda t: t):
+    """The kernel's weights and state against the paper with parameters ``h``, problem by problem."""
+    exact, plain = (by_the_paper(name, d, gradients_of(name, dtype), h, step) for d in (wider(dtype), dtype))
     names = ("w", *find("optimizer", name).slots)
-    results = zip(names, by_the_kernel(name, dtype), exact, by_numpy(name, dtype), strict=True)
-    for what, got, expected, plain in results:
+    for what, got, expected, rounded in zip(names, by_the_kernel(name, dtype), exact, plain, strict=True):
         for problem, part in PARTS.items():
-            assert_close(f"{what} on {problem}", got[part], expected[part], plain[part])
+            assert_close(f"{what} on {problem}", got[part], expected[part], rounded[part], GRADIENT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_hundred_steps(name, dtype):
-    compare(name, dtype, by_the_paper(name, wider(dtype), gradients_of(name, dtype), values(name)))
+    compare(name, dtype, values(name))
 
 
 def mutations(name):
     """Wrong parameters and wrong steps, each of which the comparison above has to see."""
     h = values(name)
     for key, value in h.items():
-        factor = 0.9 if key == "learning_rate" else 0.98 if key.startswith(("beta", "rho")) else 1.5
+        factor = 0.9 if key == "learning_rate" else 0.98 if key.startswith(("beta", "rho", "decay")) else 1.5
         yield key, {**h, key: value * factor}, lambda t: t
-    if any("h.t" in source.replace("h.t == 1", "") for source in uniforms_of(find("optimizer", name))):
+    if any(re.search(r"h\.t\b(?! == 1)", source) for source in uniforms_of(find("optimizer", name))):
         yield "bias correction or schedule", h, lambda t: t if t == 1 else t + 10_000
 
 
@@ -141,9 +137,8 @@ def mutations(name):
 def test_a_wrong_parameter_is_seen(name, dtype):
     unseen = []
     for what, h, step in mutations(name):
-        wrong = by_the_paper(name, wider(dtype), gradients_of(name, dtype), h, step)
         try:
-            compare(name, dtype, wrong)
+            compare(name, dtype, h, step)
         except AssertionError:
             continue
         unseen.append(what)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..mathfn import exp, log, sigmoid, sqrt
+from ..mathfn import exp, expm1, log, log1p, sigmoid, sqrt
 from ..rule import optimizer, register
 from .adam import MOMENTS
 from .signs import sign
@@ -74,7 +74,7 @@ def adax(w, g, m, v, h):
     The slot holds the quotient, ``v = v + q (g^2 - v)`` with ``q = b2 / ((1 + b2)^t - 1)``: ``V`` itself overflows.
     """
     m = h.beta_1 * m + (1.0 - h.beta_1) * g
-    v = v + h.beta_2 / ((1.0 + h.beta_2) ** h.t - 1.0) * (g * g - v)
+    v = v + h.beta_2 / expm1(h.t * log1p(h.beta_2)) * (g * g - v)
     return w - h.learning_rate * m / (sqrt(v) + h.epsilon), m, v
 
 
