@@ -11,12 +11,11 @@ import types
 import numpy as np
 import oracle_optimizers
 import pytest
-import torch
 from tolerance import GRADIENT, assert_close, wider
 
 from dlcore import kernels
 from dlcore.kernels.compile import uniforms_of
-from dlcore.kernels.rule import REGISTRY, find
+from dlcore.kernels.rule import find
 
 DTYPES = (np.float32, np.float64)
 NAMES = sorted(oracle_optimizers.OPTIMIZERS)

@@ -188,6 +188,8 @@ def qhadam(w, g, m, v, h):
     m = h.beta_1 * m + (1.0 - h.beta_1) * g
     v = h.beta_2 * v + (1.0 - h.beta_2) * g * g
     step = (1.0 - h.nu_1) * g + h.nu_1 / (1.0 - h.beta_1**h.t) * m
-    return w - h.learning_rate * step / (
-        sqrt((1.0 - h.nu_2) * g * g + h.nu_2 / (1.0 - h.beta_2**h.t) * v) + h.epsilon
-    ), m, v
+    return (
+        w - h.learning_rate * step / (sqrt((1.0 - h.nu_2) * g * g + h.nu_2 / (1.0 - h.beta_2**h.t) * v) + h.epsilon),
+        m,
+        v,
+    )
