@@ -188,8 +188,8 @@ def _suffix(epsilon_mode: str, modes: int = 3) -> str:
 class Adam(Optimizer):
     """Adam with bias correction, ``w -= lr mhat / (sqrt(vhat) + epsilon)``, as in the paper and in PyTorch.
 
-    ``epsilon_mode``: ``"outside"`` of the root; ``"inside"``, ``sqrt(vhat + epsilon)``; ``"hat"``, ``sqrt(v) + epsilon``
-    before the correction, as in Keras. ``amsgrad`` takes the largest ``v`` so far.
+    ``epsilon_mode``: ``"outside"`` of the root; ``"inside"``, ``sqrt(vhat + epsilon)``; ``"hat"``,
+    ``sqrt(v) + epsilon`` before the correction, as in Keras. ``amsgrad`` takes the largest ``v`` so far.
     """
 
     _decay = ""

@@ -1,10 +1,12 @@
 """Rates that fall with the sum of all squared gradients, and dual averaging."""
 
+from typing import Any
+
 from ..mathfn import exp, log, sqrt
 from ..rule import optimizer
 from .signs import shrink
 
-_ADAGRAD = {"learning_rate": 0.01, "decay": 0.0, "initial_accumulator": 0.0}
+_ADAGRAD: dict[str, Any] = {"learning_rate": 0.01, "decay": 0.0, "initial_accumulator": 0.0}
 
 
 @optimizer(**_ADAGRAD, epsilon=1e-10)
@@ -23,7 +25,7 @@ def adagrad_inside(w, g, s, h):
 
 @optimizer(learning_rate=1.0, rho=0.9, epsilon=1e-6)
 def adadelta(w, g, s, d, h):
-    """``x = g sqrt(d + eps) / sqrt(s + eps); w -= lr x``; ``s``, ``d``: averages of ``g^2`` and ``x^2``. Zeiler 2012."""
+    """``x = g sqrt(d + eps) / sqrt(s + eps); w -= lr x``; ``s``, ``d``: averages of ``g^2``, ``x^2``. Zeiler 2012."""
     s = h.rho * s + (1.0 - h.rho) * g * g
     x = g * sqrt(d + h.epsilon) / sqrt(s + h.epsilon)
     return w - h.learning_rate * x, s, h.rho * d + (1.0 - h.rho) * x * x
@@ -58,7 +60,7 @@ def kate(w, g, s, a, h):
 
 @optimizer(learning_rate=0.01, momentum=0.9, epsilon=1e-6)
 def madgrad(w, g, s, v, start, h):
-    """``s += l g; v += l g^2`` with ``l = lr sqrt(t)``; ``w = momentum w + (1 - momentum) (w_0 - s / (cbrt(v) + eps))``.
+    """``s += l g; v += l g^2``, ``l = lr sqrt(t)``; ``w = momentum w + (1 - momentum) (w_0 - s / (cbrt(v) + eps))``.
 
     Defazio & Jelassi 2021.
     """

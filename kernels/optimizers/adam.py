@@ -4,11 +4,12 @@
 """
 
 from dataclasses import replace
+from typing import Any
 
 from ..mathfn import exp, expm1, log, sqrt
 from ..rule import optimizer, register
 
-MOMENTS = {"learning_rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
+MOMENTS: dict[str, Any] = {"learning_rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
 
 # ------------------------------------------------------------------------- Adam, AdamW, AMSGrad by where epsilon is
 
@@ -40,7 +41,7 @@ def _adam(suffix, denominator):
 
     @optimizer(name="amsgrad" + suffix, **MOMENTS)
     def amsgrad(w, g, m, v, largest, h):
-        """Adam with the largest ``v`` so far in place of ``v``. Reddi, Kale & Kumar 2018, bias-corrected as in PyTorch."""
+        """Adam with the largest ``v`` so far. Reddi, Kale & Kumar 2018, bias-corrected as in PyTorch."""
         m = h.beta_1 * m + (1.0 - h.beta_1) * g
         v = h.beta_2 * v + (1.0 - h.beta_2) * g * g
         largest = max(largest, v)

@@ -109,7 +109,7 @@ def msvag(w, g, m, v, h):
 
 @optimizer(learning_rate=0.01, beta=0.9, gamma=0.9, delta=0.01)
 def sadam(w, g, m, v, h):
-    """``v = (1 - gamma/t) v + gamma/t g^2; w -= lr/t m / (v + delta/t)``: for strongly convex costs. Wang et al. 2020."""
+    """``v = (1 - gamma/t) v + gamma/t g^2; w -= lr/t m / (v + delta/t)``, strongly convex costs. Wang et al. 2020."""
     m = h.beta * m + (1.0 - h.beta) * g
     v = (1.0 - h.gamma / h.t) * v + h.gamma / h.t * g * g
     return w - h.learning_rate / h.t * m / (v + h.delta / h.t), m, v
@@ -117,7 +117,7 @@ def sadam(w, g, m, v, h):
 
 @optimizer(learning_rate=0.001, beta_1=0.98, beta_2=0.92, beta_3=0.99, epsilon=1e-8, decoupled=True)
 def adan(w, g, m, d, n, before, h):
-    """``w -= lr (mhat + b2 dhat) / (sqrt(nhat) + eps)``: averages of ``g``, ``g - before``, ``(g + b2 (g - before))^2``.
+    """``w -= lr (mhat + b2 dhat) / (sqrt(nhat) + eps)``; averages of ``g``, ``c = g - before``, ``(g + b2 c)^2``.
 
     Xie et al. 2022, with the bias corrections of the authors' code; their ``beta`` are ``1 - beta`` here.
     """
@@ -132,7 +132,10 @@ def adan(w, g, m, d, n, before, h):
 
 @optimizer(**MOMENTS, beta_3=0.9999, alpha=5.0, decoupled=True)
 def ademamix(w, g, m, slow, v, h):
-    """``w -= lr (mhat + alpha slow) / (sqrt(vhat) + eps)``, ``slow = b3 slow + (1 - b3) g``. Pagliardini et al. 2024."""
+    """``w -= lr (mhat + alpha slow) / (sqrt(vhat) + eps)``, ``slow = b3 slow + (1 - b3) g``.
+
+    Pagliardini, Ablin & Grangier 2024, without warm-up of ``alpha`` and ``b3``.
+    """
     m = h.beta_1 * m + (1.0 - h.beta_1) * g
     slow = h.beta_3 * slow + (1.0 - h.beta_3) * g
     v = h.beta_2 * v + (1.0 - h.beta_2) * g * g
@@ -147,7 +150,7 @@ def adopt(w, g, m, v, h):
     Taniguchi et al. 2024.
     """
     new = h.beta_1 * m + (1.0 - h.beta_1) * g / max(sqrt(v), h.epsilon)
-    m = 0.0 if h.t == 1 else new
+    m = 0.0 * g if h.t == 1 else new
     kept = 0.0 if h.t == 1 else h.beta_2
     return w - h.learning_rate * m, m, kept * v + (1.0 - kept) * g * g
 

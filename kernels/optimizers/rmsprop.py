@@ -1,9 +1,11 @@
 """Rates by an average of recent squared gradients."""
 
+from typing import Any
+
 from ..mathfn import exp, sqrt
 from ..rule import optimizer
 
-_RMSPROP = {"learning_rate": 0.001, "beta": 0.9}
+_RMSPROP: dict[str, Any] = {"learning_rate": 0.001, "beta": 0.9}
 
 
 @optimizer(**_RMSPROP, epsilon=1e-8)

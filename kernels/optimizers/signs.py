@@ -52,7 +52,7 @@ def rprop(w, g, before, step, h):
     """
     start = h.learning_rate if h.t == 1 else step
     step = _adjusted(start, g * before, h.eta_minus, h.eta_plus, h.step_min, h.step_max)
-    g = 0.0 if g * before < 0.0 else g
+    g = 0.0 * g if g * before < 0.0 else g
     return w - sign(g) * step, g, step
 
 
