@@ -12,6 +12,7 @@ import torch
 
 import dlcore
 from dlcore import kernels, optimizers
+from dlcore.kernels.optimizers.adam import _momentum_product
 from dlcore.kernels.rule import RuleError, find
 
 _optim = torch.optim
@@ -257,3 +258,10 @@ def test_the_catalogue_says_of_each_method_what_it_is_or_why_it_is_not():
         assert bool(row["rules"]) != bool(row["reason"]), row
         for name in row["rules"].split():
             find("optimizer", name)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.004, 0.5])
+@pytest.mark.parametrize("t", [1, 2, 100])
+def test_the_product_of_nadams_momenta(t, decay):
+    exact = math.prod(0.9 * (1 - 0.5 * 0.96 ** (decay * i)) for i in range(1, t + 1))
+    assert _momentum_product(0.9, decay, float(t)) == pytest.approx(exact, rel=1e-13)
