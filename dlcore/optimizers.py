@@ -39,10 +39,17 @@ def _scale(value: Any) -> float | str | None:
     return float(value)
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 @functools.cache
-def _composed(rule: OptimizerRule, limited: bool, schedule: ScheduleRule | None) -> OptimizerRule:
-    """The rule with clipping by value and a schedule; the same object for the same parts."""
-    return replace(rule, limited=limited, schedule=schedule) if limited or schedule is not None else rule
+def _composed(rule: OptimizerRule, limited: bool, maximize: bool, schedule: ScheduleRule | None) -> OptimizerRule:
+    """The rule with clipping by value, climbing and a schedule; the same object for the same parts."""
+    changed = limited or maximize or schedule is not None
+    return replace(rule, limited=limited, maximize=maximize, schedule=schedule) if changed else rule
 
 
 class Optimizer:
@@ -59,6 +66,8 @@ class Optimizer:
     times a number, which the update divides again: for products in float16. ``"dynamic"`` halves it then, and doubles
     it after 2000 steps without.
 
+    ``maximize`` climbs: the step of ``-g``.
+
     All of it happens inside the fused step, and nothing of it is computed that is not asked for.
     """
 
@@ -72,12 +81,13 @@ class Optimizer:
         global_clipnorm: float | None = None,
         skip_nonfinite: bool = False,
         loss_scale: float | str | None = None,
+        maximize: bool = False,
         **values: Any,
     ) -> None:
-        found: OptimizerRule = find("optimizer", rule)
+        self._found = found = find("optimizer", rule)
         unknown = sorted(set(values) - set(found.parameters))
         if unknown:
-            known = ", ".join((*found.parameters, "weight_decay", *_CLIPS, "skip_nonfinite", "loss_scale"))
+            known = ", ".join((*found.parameters, "weight_decay", *_CLIPS, "skip_nonfinite", "loss_scale", "maximize"))
             raise TypeError(f"{found.name} has no parameter {unknown[0]!r}; it has: {known}")
         rate = values.get(found.rate)
         self.schedule = rate if isinstance(rate, LearningRateSchedule) else None
@@ -94,9 +104,14 @@ class Optimizer:
             raise ValueError(f"at most one of {', '.join(_CLIPS)} may be given")
         if found.sums and self.clipnorm is not None:
             raise ValueError(f"{found.name} scales by norms of each tensor itself; clipnorm does not go with it")
-        self.skip_nonfinite, self.loss_scale = bool(skip_nonfinite), _scale(loss_scale)
+        self.skip_nonfinite, self.loss_scale = _flag("skip_nonfinite", skip_nonfinite), _scale(loss_scale)
+        self.maximize = _flag("maximize", maximize)
         self.steps_per_epoch = 1  # what a schedule by epochs counts; fit sets it
-        self.rule = _composed(found, self.clipvalue is not None, self.schedule.rule if self.schedule else None)
+        self.rule = self._compose(found)
+
+    def _compose(self, found: OptimizerRule) -> OptimizerRule:
+        schedule = self.schedule.rule if self.schedule else None
+        return _composed(found, self.clipvalue is not None, self.maximize, schedule)
 
     @property
     def learning_rate(self) -> float:
@@ -107,8 +122,8 @@ class Optimizer:
     def learning_rate(self, value: Any) -> None:
         self.schedule = value if isinstance(value, LearningRateSchedule) else None
         self.values[self.rule.rate] = _number("learning_rate", getattr(value, "learning_rate", value))
-        found = find("optimizer", self.rule.name) if self.rule.schedule is not None else self.rule
-        self.rule = _composed(found, self.clipvalue is not None, self.schedule.rule if self.schedule else None)
+        if (self.schedule and self.schedule.rule) is not self.rule.schedule:
+            self.rule = self._compose(self._found)
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step ``step``, counted from 1."""
@@ -142,7 +157,7 @@ class Optimizer:
     def config(self) -> dict[str, Any]:
         """The arguments that make the optimizer again, as JSON."""
         config = {"rule": self.rule.name, "weight_decay": self.weight_decay, "global_clipnorm": self.global_clipnorm}
-        for name in ("clipvalue", "clipnorm", "skip_nonfinite", "loss_scale"):
+        for name in ("clipvalue", "clipnorm", "skip_nonfinite", "loss_scale", "maximize"):
             if getattr(self, name):
                 config[name] = getattr(self, name)
         return {**config, **self.values, **({"schedule": self.schedule.config()} if self.schedule else {})}
@@ -153,32 +168,85 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """Gradient descent ``w -= lr g``; with ``momentum`` the classical or the Nesterov form."""
+    """Gradient descent ``w -= lr g``; with ``momentum`` the classical or the Nesterov form, as in PyTorch.
+
+    ``v = momentum v + (1 - dampening) g`` (at first ``v = g``); ``w -= lr v``, or ``w -= lr (g + momentum v)``.
+    Other forms go by their names: ``"ewa_momentum"``, ``"ewa_momentum_corrected"``, ``"heavy_ball"``.
+    """
 
     def __init__(
-        self, learning_rate: Any = 0.01, momentum: float = 0.0, nesterov: bool = False, **options: Any
+        self,
+        learning_rate: Any = 0.01,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        dampening: float = 0.0,
+        **options: Any,
     ) -> None:
-        if momentum:
-            super().__init__(
-                "nesterov" if nesterov else "momentum", learning_rate=learning_rate, beta=momentum, **options
+        if _flag("nesterov", nesterov) and (not momentum or dampening):
+            raise ValueError(
+                f"nesterov=True needs a momentum above 0 and no dampening, got {momentum!r}, {dampening!r}"
             )
-        elif nesterov:
-            raise ValueError("nesterov=True needs a momentum above 0")
-        else:
-            super().__init__("sgd", learning_rate=learning_rate, **options)
+        if dampening and not momentum:
+            raise ValueError(f"dampening={dampening!r} needs a momentum above 0")
+        if momentum:
+            options |= {"beta": momentum} | ({} if nesterov else {"dampening": dampening})
+        rule = "sgd" if not momentum else "nesterov" if nesterov else "momentum"
+        super().__init__(rule, learning_rate=learning_rate, **options)
+
+
+class Adagrad(Optimizer):
+    """``s += g^2; w -= lr g / (sqrt(s) + epsilon)``; ``epsilon_mode="inside"``: ``sqrt(s + epsilon)``."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.01,
+        initial_accumulator: float = 0.0,
+        epsilon: float = 1e-10,
+        epsilon_mode: str = "outside",
+        **options: Any,
+    ) -> None:
+        options |= {"initial_accumulator": initial_accumulator, "epsilon": epsilon}
+        super().__init__("adagrad" + _suffix(epsilon_mode, 2), learning_rate=learning_rate, **options)
 
 
 class RMSprop(Optimizer):
-    """``s = rho s + (1 - rho) g^2; w -= lr g / (sqrt(s) + epsilon)``."""
+    """``s = rho s + (1 - rho) g^2; w -= lr g / (sqrt(s) + epsilon)``.
 
-    def __init__(self, learning_rate: Any = 0.001, rho: float = 0.9, epsilon: float = 1e-8, **options: Any) -> None:
-        super().__init__("rmsprop", learning_rate=learning_rate, beta=rho, epsilon=epsilon, **options)
+    ``centered`` takes the variance, ``s`` less the squared average of ``g``; ``momentum`` gathers the steps.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        rho: float = 0.9,
+        epsilon: float = 1e-8,
+        momentum: float = 0.0,
+        centered: bool = False,
+        **options: Any,
+    ) -> None:
+        rule = "rmsprop" + "_centered" * _flag("centered", centered) + "_momentum" * bool(momentum)
+        options |= {"momentum": momentum} if momentum else {}
+        super().__init__(rule, learning_rate=learning_rate, beta=rho, epsilon=epsilon, **options)
+
+
+_EPSILON_MODES = {"outside": "", "inside": "_inside", "hat": "_hat"}
+
+
+def _suffix(epsilon_mode: str, modes: int = 3) -> str:
+    known = list(_EPSILON_MODES)[:modes]
+    if epsilon_mode not in known:
+        raise ValueError(f"epsilon_mode must be one of {', '.join(known)}; got {epsilon_mode!r}")
+    return _EPSILON_MODES[epsilon_mode]
 
 
 class Adam(Optimizer):
-    """Adam with bias correction and ``epsilon`` outside the root, as in the paper and in PyTorch."""
+    """Adam with bias correction, ``w -= lr mhat / (sqrt(vhat) + epsilon)``, as in the paper and in PyTorch.
 
-    _rule = "adam"
+    ``epsilon_mode``: ``"outside"`` of the root; ``"inside"``, ``sqrt(vhat + epsilon)``; ``"hat"``,
+    ``sqrt(v) + epsilon`` before the correction, as in Keras. ``amsgrad`` takes the largest ``v`` so far.
+    """
+
+    _decay = ""
 
     def __init__(
         self,
@@ -186,17 +254,19 @@ class Adam(Optimizer):
         beta_1: float = 0.9,
         beta_2: float = 0.999,
         epsilon: float = 1e-8,
+        amsgrad: bool = False,
+        epsilon_mode: str = "outside",
         **options: Any,
     ) -> None:
-        super().__init__(
-            self._rule, learning_rate=learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, **options
-        )
+        rule = ("amsgrad" if _flag("amsgrad", amsgrad) else "adam") + self._decay + _suffix(epsilon_mode)
+        options |= {"beta_1": beta_1, "beta_2": beta_2, "epsilon": epsilon}
+        super().__init__(rule, learning_rate=learning_rate, **options)
 
 
 class AdamW(Adam):
     """Adam with weight decay on the weights, 0.01 unless given."""
 
-    _rule = "adamw"
+    _decay = "w"
 
     def __init__(self, *arguments: Any, weight_decay: float = 0.01, **options: Any) -> None:
         super().__init__(*arguments, weight_decay=weight_decay, **options)
@@ -204,7 +274,7 @@ class AdamW(Adam):
 
 CONFIGURE[0] = Optimizer  # calling a rule configures it: momentum(lr=0.1)
 
-_CLASSES: dict[str, type[Optimizer]] = {cls.__name__.lower(): cls for cls in (SGD, RMSprop, Adam, AdamW)}
+_CLASSES: dict[str, type[Optimizer]] = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW)}
 
 
 def get(optimizer: Any) -> Optimizer:

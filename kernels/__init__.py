@@ -12,7 +12,7 @@ if __name__ != "dlcore.kernels":
     raise ImportError(f"this package is dlcore.kernels and was imported as {__name__!r}; use 'import dlcore.kernels'")
 
 # the built-in rules register themselves
-from . import activations, check, layerwise, losses, optimizers, piecewise, schedules  # noqa: F401
+from . import activations, check, losses, optimizers, piecewise, schedules  # noqa: F401
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError

@@ -215,7 +215,7 @@ def {name}(hyper, step, u):
 {schedule}
     out = {room}
     uniforms(now, t, out)
-    u[0] = 1.0
+    u[0] = {scale}
     u[1] = {l2}
     u[2] = {keep}
     u[3] = {limit}
@@ -291,6 +291,7 @@ def begin_text(rule: Optimizer, uniforms: list[str], room: str) -> str:
         schedule = _SCHEDULE.format(room=room.format(count), count=count, rate=rate, per=place("steps_per_epoch"))
     return _BEGIN.format(
         name="optimizer_begin", room=room.format(max(1, len(uniforms))), schedule=schedule, l2=l2, keep=keep,
+        scale="-1.0" if rule.maximize else "1.0",
         limit=f"hyper[{place('clip_value')}]" if rule.limited else "0.0",
         count=len(uniforms), header=UNIFORM_HEADER,
     )  # fmt: skip

@@ -149,7 +149,7 @@ _LIST = [
         "step += 1; the schedule, and the expressions of the hyper-parameters alone, in float64", rule="optimizer"),
     declare("scale_loss", "+dz:mn scaler:L[d]", "dz *= scaler[0]: the gradient of a loss that is as many times larger"),
     declare("check_finite", "g:P +scaler:L[d] +step:Q[i] +uniforms:U",
-        "uniforms[0] = 1 / scaler[0]; where g is not finite, uniforms[4] = 1 (skip) and step -= 1; the scale moves"),
+        "uniforms[0] /= scaler[0]; where g is not finite, uniforms[4] = 1 (skip) and step -= 1; the scale moves"),
     declare("clip_by_global_norm", "g:P hyper:K[d] +uniforms:U",
         "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0"),
     declare("clip_by_norm", "g:P hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",

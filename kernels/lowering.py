@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,7 +70,8 @@ class _UniformRewriter(Rewriter):
     def _is_pure(self, callee: ast.expr) -> bool:
         if isinstance(callee, ast.Name) and callee.id not in self.locals:
             value = self.scope.get(callee.id)
-            return selection(value) is not None or mathfn.name_of(value) is not None
+            plain = isinstance(value, types.FunctionType)  # the float64 of a uniform is worth more than the dtype
+            return plain or selection(value) is not None or mathfn.name_of(value) is not None
         if isinstance(callee, ast.Attribute) and isinstance(callee.value, ast.Name):
             module = self.scope.get(callee.value.id)
             return mathfn.is_math_module(module) and mathfn.name_of(getattr(module, callee.attr, None)) is not None

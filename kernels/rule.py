@@ -153,7 +153,7 @@ class Optimizer(Rule):
     ``h.t`` is the number of the step, counted from 1. Whatever depends on ``h`` alone is computed once a step, in
     float64. ``decoupled`` makes weight decay act on the weights (AdamW) and not on the gradient (L2). ``sums`` are what
     ``summands(w, g, *slots, h)`` adds up to over the tensor the element belongs to. ``limited`` clips the gradient by
-    value, and ``schedule`` changes the learning rate from step to step.
+    value, ``maximize`` takes its other sign, and ``schedule`` changes the learning rate from step to step.
     """
 
     update: Callable[..., Any] = None  # type: ignore[assignment]
@@ -162,6 +162,7 @@ class Optimizer(Rule):
     sums: tuple[str, ...] = ()
     summands: Callable[..., Any] | None = None
     limited: bool = False
+    maximize: bool = False
     schedule: Any = None
 
     kind: ClassVar[str] = "optimizer"
@@ -191,7 +192,7 @@ class Optimizer(Rule):
     def form(self) -> tuple[Any, ...]:
         """Equal for rules that are one kernel: those that differ in values only."""
         schedule = None if self.schedule is None else (self.schedule.main, tuple(self.schedule.parameters))
-        return self.update, self.summands, tuple(self.parameters), self.decoupled, self.limited, schedule
+        return self.update, self.summands, tuple(self.parameters), self.decoupled, self.limited, self.maximize, schedule
 
     def tensor_sums(self, function: Callable[..., Any]) -> Optimizer:
         """Attach ``summands``, one value for each of ``sums``, and register the rule."""
@@ -300,12 +301,20 @@ def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "rea
 
 
 def optimizer(
-    function: Any = None, /, *, slots: int | None = None, sums: str = "", decoupled: bool = False, **parameters: float
+    function: Any = None,
+    /,
+    *,
+    name: str | None = None,
+    slots: int | None = None,
+    sums: str = "",
+    decoupled: bool = False,
+    **parameters: float,
 ) -> Any:
     """Make an optimizer of one element's update ``(w, g, *slots, *sums, h) -> (w, *slots)``.
 
     The slots start at zero; their number follows from the arguments, and ``slots`` only states it. The keyword
     arguments are the hyper-parameters with their defaults, read as ``h.name``; one is ``learning_rate`` or ``lr``.
+    The rule is called ``name``, or as the function is.
 
     ``sums`` names arguments that are sums over the tensor of the element (a layer's kernel, a bias). What is summed
     follows, and completes the rule::
@@ -320,6 +329,8 @@ def optimizer(
     """
     summed = tuple(sums.split())
     numbers = numbers_of(parameters, "optimizer")
+    if name is not None and not name.isidentifier():
+        raise RuleError(f"the name of an optimizer must be an identifier, got {name!r}")
 
     def wrap(function: Callable[..., Any]) -> Optimizer:
         arguments = arguments_of(function)
@@ -336,7 +347,8 @@ def optimizer(
         for reserved in ("t", "weight_decay", "clip_value", "clip_norm", "steps_per_epoch"):
             if reserved in numbers:
                 raise RuleError(f"{place}: {reserved} is given by the skeleton; it cannot be a parameter")
-        rule = Optimizer(function.__name__, numbers, update=function, slots=names, decoupled=decoupled, sums=summed)
+        called = name or function.__name__
+        rule = Optimizer(called, numbers, update=function, slots=names, decoupled=decoupled, sums=summed)
         return rule if summed else _complete(rule)
 
     return wrap(function) if function is not None else wrap

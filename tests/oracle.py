@@ -7,9 +7,10 @@ float32 to say how large the rounding error of plain NumPy is (see tolerance.py)
 from __future__ import annotations
 
 import math
+import types
 
 import numpy as np
-from oracle_layerwise import LAYERWISE
+from oracle_optimizers import DECOUPLED, OPTIMIZERS
 
 # ------------------------------------------------------------------------------------------------- activations
 
@@ -306,49 +307,16 @@ def elementwise_loss(p, y, loss, weight):
 # -------------------------------------------------------------------------------------------------- optimizers
 
 
-def _sgd(w, g, s, t, h):
-    return w - h["learning_rate"] * g, s
-
-
-def _momentum(w, g, s, t, h):
-    v = h["beta"] * s[0] + (1 - h["dampening"]) * g
-    return w - h["learning_rate"] * v, [v]
-
-
-def _nesterov(w, g, s, t, h):
-    v = h["beta"] * s[0] + g
-    return w - h["learning_rate"] * (g + h["beta"] * v), [v]
-
-
-def _rmsprop(w, g, s, t, h):
-    v = h["beta"] * s[0] + (1 - h["beta"]) * g * g
-    return w - h["learning_rate"] * g / (np.sqrt(v) + h["epsilon"]), [v]
-
-
-def _adam(w, g, s, t, h):
-    m = h["beta_1"] * s[0] + (1 - h["beta_1"]) * g
-    v = h["beta_2"] * s[1] + (1 - h["beta_2"]) * g * g
-    m_hat, v_hat = m / (1 - h["beta_1"] ** t), v / (1 - h["beta_2"] ** t)
-    return w - h["learning_rate"] * m_hat / (np.sqrt(v_hat) + h["epsilon"]), [m, v]
-
-
-# name -> update(w, g, slots, t, h) -> (w, slots)
-OPTIMIZERS = {
-    "sgd": _sgd, "momentum": _momentum, "nesterov": _nesterov, "rmsprop": _rmsprop, "adam": _adam, "adamw": _adam,
-    **LAYERWISE,
-}  # fmt: skip
-
-
-def optimizer_step(name, w, g, slots, t, h, *, weight_decay=0.0, clip_norm=0.0, decoupled=False):
+def optimizer_step(name, w, g, slots, t, h, *, weight_decay=0.0, clip_norm=0.0):
     """One step with clipping by the global norm and weight decay, L2 or decoupled."""
     norm = np.sqrt((g.astype(np.float64) ** 2).sum())
     if clip_norm and norm > clip_norm:
         g = g * g.dtype.type(clip_norm / norm)
-    if decoupled:
+    if name in DECOUPLED:
         w = w * w.dtype.type(1 - h["learning_rate"] * weight_decay)
     else:
         g = g + w.dtype.type(weight_decay) * w
-    return OPTIMIZERS[name](w, g, slots, t, h)
+    return OPTIMIZERS[name](w, g, slots, t, types.SimpleNamespace(**h))
 
 
 # ----------------------------------------------------------------------------------------------------- dropout

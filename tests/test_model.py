@@ -399,7 +399,7 @@ BAD = {
     "beta": (lambda x, y: optimizers.Adam(beta_1=1.0), "beta_1 must be below 1"),
     "clipping": (lambda x, y: optimizers.Adam(global_clipnorm=0.0), "global_clipnorm must be positive or None"),
     "nesterov alone": (lambda x, y: optimizers.SGD(nesterov=True), "needs a momentum above 0"),
-    "option": (lambda x, y: optimizers.Adam(amsgrad=True), "adam has no parameter 'amsgrad'"),
+    "option": (lambda x, y: optimizers.Adam(rho=0.9), "adam has no parameter 'rho'"),
     "seed": (lambda x, y: dlcore.set_seed(-1), "seed must not be negative"),
     "seed kind": (lambda x, y: dlcore.set_seed("1"), "seed must be an integer"),
     "device": (lambda x, y: dlcore.Sequential(device="gpu"), "device must be one of auto, cpu, cuda, got 'gpu'"),

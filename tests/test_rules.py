@@ -203,6 +203,23 @@ def test_a_local_name_of_h_alone_is_a_uniform_too():
     np.testing.assert_allclose(w, [1 - 0.1 / 3, 2 + 0.1 / 3], rtol=1e-15)
 
 
+def _kept(beta, t):
+    return 1.0 - beta**t
+
+
+def test_a_function_of_h_alone_is_a_uniform_too():
+    """In float32, ``1 - 0.9999`` would be wrong by 1e-4 of itself."""
+
+    @optimizer(lr=1.0, beta=0.9999)
+    def corrected(w, g, h):
+        return w - h.lr * g / _kept(h.beta, h.t)
+
+    assert lowering.lower(corrected, "update", np.float32, compile.CPU).uniforms == ["h.lr", "_kept(h.beta, h.t)"]
+    w = np.zeros(1, np.float32)
+    kernels.optimizer_update(corrected, w, np.ones(1, np.float32), [], step=1)
+    np.testing.assert_allclose(w, -1 / (1.0 - 0.9999), rtol=1e-6)
+
+
 def test_a_variant_has_other_values():
     steep = find("activation", "leaky_relu").variant(alpha=0.5)
     assert kernels.activation_forward(np.array([-2.0]), steep).tolist() == [-1.0]

@@ -179,12 +179,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_scale(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_scale_halves_and_doubles(device):
     convert = np.array if device == "cpu" else cuda.to_device
-    scaler, step, uniforms = (convert(a) for a in (loss_scale.scaler(8.0, 2), np.array([9]), np.zeros(5)))
+    scaler, step = convert(loss_scale.scaler(8.0, 2)), convert(np.array([9]))
     seen = []
     for bad in (np.nan, 0.0, 0.0, -np.inf, 0.0, 0.0, 0.0):
         g = np.zeros(70000)
         g[69999] = bad
-        g = convert(g)
+        g, uniforms = convert(g), convert(np.array([1.0, 0.0, 1.0, 0.0, 0.0]))
         kernels.ops._backend(g).run("check_finite", [g, scaler, step, uniforms])
         host = [a.copy_to_host() if hasattr(a, "copy_to_host") else a for a in (scaler, uniforms)]
         seen.append((host[0][0], 1 / host[1][0], host[1][4]))
@@ -196,7 +196,7 @@ def test_the_scale_halves_and_doubles(device):
 
 
 def test_a_fixed_scale_stays():
-    state, step, uniforms = loss_scale.scaler(16.0, 0), np.array([3]), np.zeros(5)
+    state, step, uniforms = loss_scale.scaler(16.0, 0), np.array([3]), np.ones(5)
     for bad in (0.0, np.nan, 0.0):
         execute("check_finite", [np.array([bad]), state, step, uniforms])
     assert state.tolist() == [16.0, 1.0, 0.0, 1.0]

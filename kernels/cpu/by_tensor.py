@@ -60,7 +60,7 @@ def norms_of_tensors(partial, hyper, uniforms, blocks, rows):
         while b < blocks.shape[0] and blocks[b, 2] == tensor:
             total += partial[b, 0]
             b += 1
-        norm = math.sqrt(total) * uniforms[0]
+        norm = math.sqrt(total) * abs(uniforms[0])
         if limit > 0 and not norm <= limit:
             rows[tensor, 0] = uniforms[0] * (limit / norm)
 

@@ -23,11 +23,11 @@ def count_not_finite(thread, threads, g, counts):
 
 
 def move_scale(counts, scaler, step, uniforms):
-    """``uniforms[0] = 1 / scale``; skip where something is not finite."""
+    """``uniforms[0] /= scale``; skip where something is not finite."""
     total = 0.0
     for b in range(counts.size):
         total += counts[b]
-    uniforms[0] = 1.0 / scaler[0]
+    uniforms[0] /= scaler[0]
     move(total, scaler, step, uniforms)
 
 

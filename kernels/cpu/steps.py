@@ -87,7 +87,7 @@ _NEW = [
     declare("count_not_finite", "g:P >counts:B[d]", "elements of g that are not finite, over blocks of fixed size",
             division="parts"),
     declare("move_scale", "counts:B[d] +scaler:L[d] +step:Q[i] +uniforms:U",
-            "uniforms[0] = 1 / scale, uniforms[4] = 1 where a count is not 0; the scale moves", division="one"),
+            "uniforms[0] /= scale, uniforms[4] = 1 where a count is not 0; the scale moves", division="one"),
     declare("block_squares", "g:P blocks:Bt[i] >partial:Bs[d]", "sums of g^2 over the blocks", division="parts"),
     declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >partial:Bs[d]",
             "sums of the rule's summands over the blocks", rule="optimizer", division="parts"),

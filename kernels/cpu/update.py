@@ -45,7 +45,7 @@ def clip(squares, hyper, uniforms):
         total = 0.0
         for b in range(squares.size):
             total += squares[b]
-        norm = math.sqrt(total) * uniforms[0]
+        norm = math.sqrt(total) * abs(uniforms[0])
         if not norm <= limit:  # a norm that is not a number must not pass unseen
             uniforms[0] *= limit / norm
 

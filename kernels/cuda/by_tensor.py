@@ -96,7 +96,7 @@ def {name}(partial, {hyper}uniforms, blocks, rows):
 
 _SCALED = """\
         limit = hyper[hyper.size - 1]
-        norm = sqrt(sums0[0]) * uniforms[0]
+        norm = sqrt(sums0[0]) * abs(uniforms[0])
         if limit > 0.0 and not norm <= limit:  # a norm that is not a number must not pass unseen
             rows[tensor, 0] = uniforms[0] * number(limit / norm)"""
 

@@ -73,14 +73,14 @@ def _move_scale() -> Any:
         total = 0
         for b in range(counts.size):
             total += counts[b]
-        uniforms[0] = 1.0 / scaler[0]
+        uniforms[0] /= scaler[0]
         move_(total, scaler, step, uniforms)
 
     return move_scale
 
 
 def check_finite(g: Any, scaler: Any, step: Any, uniforms: Any) -> list[Launch]:
-    """``uniforms[0] = 1 / scaler[0]``; where ``g`` is not finite the step is skipped. See loss_scale.py."""
+    """``uniforms[0] /= scaler[0]``; where ``g`` is not finite the step is skipped. See loss_scale.py."""
     blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
     counts = scratch(step, (blocks,))
     return [

@@ -122,7 +122,7 @@ def _norm_finish(dtype: Any) -> Any:
             total = 0.0
             for i in range(partial.size):
                 total += float(partial[i])
-            norm = math.sqrt(total) * float(uniforms[0])
+            norm = math.sqrt(total) * abs(float(uniforms[0]))
             if not norm <= limit:  # a norm that is not a number must not pass unseen
                 uniforms[0] *= limit / norm
 

@@ -3,8 +3,8 @@
 ``w2``, ``g2`` and the like are sums over the tensor, of what ``tensor_sums`` says. Biases are tensors too.
 """
 
-from .mathfn import sqrt
-from .rule import optimizer
+from ..mathfn import sqrt
+from ..rule import optimizer
 
 
 def _ratio(a2, b2):
@@ -53,7 +53,7 @@ def novograd(w, g, m, v, g2, h):
 
     ``m = beta_1 m + (g / (sqrt(v) + eps) + decay w); w -= lr m``.
     """
-    v = g2 if h.t < 1.5 else h.beta_2 * v + (1.0 - h.beta_2) * g2
+    v = g2 if h.t == 1 else h.beta_2 * v + (1.0 - h.beta_2) * g2
     m = h.beta_1 * m + (g / (sqrt(v) + h.epsilon) + h.decay * w)
     return w - h.learning_rate * m, m, v
 
@@ -82,4 +82,29 @@ def normalized_sgd(w, g, g2, h):
 
 @normalized_sgd.tensor_sums
 def _(w, g, h):
+    return g * g
+
+
+@optimizer(sums="g2", learning_rate=0.01, beta=0.9)
+def sngm(w, g, v, g2, h):
+    """``v = beta v + g / ||g||; w -= lr v``, the norm that of the tensor. Zhao et al. 2020."""
+    v = h.beta * v + (g / sqrt(g2) if g2 > 0.0 else g)
+    return w - h.learning_rate * v, v
+
+
+@sngm.tensor_sums
+def _(w, g, v, h):
+    return g * g
+
+
+@optimizer(sums="g2", learning_rate=1.0)
+def wngrad(w, g, b, g2, h):
+    """``b += ||g||^2 / b``, 1 at first; ``w -= (lr / b) g``. Wu, Ward & Bottou 2018."""
+    before = 1.0 if h.t == 1 else b
+    b = before + g2 / before
+    return w - h.learning_rate * g / b, b
+
+
+@wngrad.tensor_sums
+def _(w, g, b, h):
     return g * g
