@@ -26,6 +26,7 @@ SHAPES = [
     ((5, 6, 4, 3), 3),
     ((9, 7, 11), 7),
     ((300, 6, 5), 2),
+    ((3001, 3, 2), 3),  # several slabs in a chunk
     ((2, 4, 33, 31), 4),
 ]
 FAR = [0.0, 1000.0]
@@ -90,9 +91,9 @@ def _as_torch(got, expected, terms):
         assert_close(name, g, e, e, terms=terms)
 
 
-@pytest.mark.parametrize(("shape", "groups"), [s for s in SHAPES if s[0] != (2, 6)], ids=str)
+@pytest.mark.parametrize(("shape", "groups"), [s for s in SHAPES if s[0] not in ((2, 6), (3001, 3, 2))], ids=str)
 def test_as_torch_computes_them(shape, groups):
-    """Two elements a group, as ``(2, 6), 3`` has, leave nothing of ``dx`` but rounding."""
+    """Two elements a group, as ``(2, 6), 3`` has, leave nothing of ``dx`` but rounding; sums of 6002 round more."""
     x, dy, gamma, beta, mean_0, var_0 = arrays(np.float64, shape)
     f = torch.nn.functional
     y, *figures = kernels.group_norm_forward(x, gamma, beta, groups)

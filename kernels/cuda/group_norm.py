@@ -125,7 +125,7 @@ def _forward_of_rows(dtype: Any, row: Row, grouped: bool) -> Any:
         channel=_CHANNEL if grouped else "",
         y=row.by_vector(*_factors(row, grouped, g="gamma", b="beta"), row.put("y", "g{e} * (x{e} * scale) + b{e}")),
     )
-    return row_kernel(text, name, dtype, row)
+    return row_kernel(text, name, dtype)
 
 
 @functools.cache
@@ -141,7 +141,7 @@ def _gradient_of_rows(dtype: Any, row: Row, grouped: bool) -> Any:
         sums=row.each("x{e} = (x{e} - centre) * scale; level += d{e}; slope += d{e} * x{e}"),
         dx=row.store("dx", "scale * (d{e} - level - x{e} * slope)"),
     )
-    return row_kernel(text, name, dtype, row)
+    return row_kernel(text, name, dtype)
 
 
 def _scaled(elements: range) -> str:
@@ -172,7 +172,7 @@ def _backward_of_rows(dtype: Any, row: Row) -> Any:
         begin_sums=textwrap.indent(row.each("shared_gamma[{j}] = dgamma{e}; shared_beta[{j}] = dbeta{e}"), 12 * " "),
         add_sums=textwrap.indent(row.each("shared_gamma[{j}] += dgamma{e}; shared_beta[{j}] += dbeta{e}"), 12 * " "),
     )
-    return row_kernel(text, name, dtype, row, element=element(dtype))
+    return row_kernel(text, name, dtype, element=element(dtype))
 
 
 # ------------------------------------------------------------------------------------------------ longer groups

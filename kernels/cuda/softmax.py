@@ -101,7 +101,7 @@ def _forward_of_rows(dtype: Any, row: Row) -> Any:
         exponentials=row.each("z{e} = exp(z{e} - peak); total += z{e}"),
         y=row.store("y", "z{e} * scale"),
     )
-    return row_kernel(text, name, dtype, row)
+    return row_kernel(text, name, dtype)
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def _backward_of_rows(dtype: Any, row: Row) -> Any:
         dot=row.each("total += d{e} * y{e}"),
         dz=row.store("dz", "y{e} * (d{e} - total)"),
     )
-    return row_kernel(text, name, dtype, row)
+    return row_kernel(text, name, dtype)
 
 
 @functools.cache
@@ -137,7 +137,7 @@ def _cross_entropy_of_rows(dtype: Any, row: Row, dense: bool, weighted: bool, wi
         w="weight[row]" if weighted else "one",
         dz=row.store("dz", gradient) if with_gradient else "",
     )
-    return row_kernel(text, name, dtype, row)
+    return row_kernel(text, name, dtype)
 
 
 # -------------------------------------------------------------------------------------------------- longer rows

@@ -152,11 +152,11 @@ def row_of(columns: int, *arrays: Any) -> Row | None:
     return Row(lanes, vectors, lanes > 1 and aligned(*arrays))
 
 
-def row_kernel(text: str, name: str, dtype: Any, row: Row, **scope: Any) -> Any:
+def row_kernel(text: str, name: str, dtype: Any, **scope: Any) -> Any:
     """The kernel ``name`` of a generated text, with what such texts take: sums and figures of the dtype."""
     dtype = np.dtype(dtype)
-    access_ = access(dtype)
-    known = {"cuda": cuda, "load": access_.load, "store": access_.store}
+    wide = access(dtype)
+    known = {"cuda": cuda, "load": wide.load, "store": wide.store}
     known |= {"zero": dtype.type(0), "one": dtype.type(1), "lowest": dtype.type(-np.inf)}
     known |= {"warp_sum": warp_sum, "warp_max": warp_max, "warp_first": warp_first}
     known |= {f: CUDA.math(f, dtype) for f in ("exp", "log", "sqrt")}
