@@ -23,7 +23,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 BUDGETS = pathlib.Path(__file__).with_name("budgets.toml")
 _ALONE = 8  # fewer kernels than this are compiled in this process: workers take seconds to start
 _EXAMPLES = """examples:
-  python -m bench sass                           every kernel with every rule on every architecture: ten minutes
+  python -m bench sass                           every kernel with every rule on every architecture: hours
   python -m bench sass --rules relu,adam         every kernel, those that take rules with these two only
   python -m bench sass product --arch 75,90      kernels whose name contains a text
   python -m bench sass --json sass.json
