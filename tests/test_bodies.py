@@ -23,14 +23,20 @@ SIZES = {
     "P": 40_000,
     "B": 3,
     "S": 2,
+    "L": 4,
+    "T": 2,
+    "V": 6,
+    "s": 1,
+    "t": 3,
 }
+BLOCKS = [[0, 4096, 0], [4096, 20_000, 0], [20_016, 39_999, 1]]
 # Steps that call what they know by its address only, or sum with vector instructions; the tests of the kernels compare
 # them with oracles.
 BY_ADDRESS = {
     "dense_forward", "dense_forward_columns", "dense_backward_x", "dense_backward_x_columns", "dense_backward_z",
     "dense_backward_w", "dense_update", "sum_chunks_update", "activation_forward", "activation_backward",
     "elementwise_loss", "optimizer_update", "optimizer_update_apart", "optimizer_begin", "barrier",
-    "group_norm_forward", "group_norm_gradient",
+    "group_norm_forward", "group_norm_gradient", "block_sums", "optimizer_update_by_tensor",
 }  # fmt: skip
 IN_PYTHON = [
     pytest.param(name, full, id=f"{name}, {'all' if full else 'needed'} operands")
@@ -50,9 +56,13 @@ def operand(spec, dtype, rng, full):
         return None
     chunks = steps.chunk_count(ROW_COUNT)
     shape = tuple(chunks if letter in "cC" else SIZES[letter] for letter in spec.dims)
+    if spec.name == "blocks":
+        return np.array(BLOCKS)
     if spec.dtype == "i":
         values = rng.permutation(SIZES["N"])[: shape[0]] if spec.name == "order" else rng.integers(0, 7, shape)
         return values.astype(np.int64)
+    if spec.name == "hyper":
+        return rng.uniform(0.01, 0.02, shape)  # a norm that clips
     return rng.uniform(-1.0 if spec.name == "w" else 0.1, 2.0, shape).astype(np.float64 if spec.dtype == "d" else dtype)
 
 
