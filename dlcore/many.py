@@ -256,6 +256,9 @@ def _difference(a: Sequential, b: Sequential) -> str | None:
         ("loss", a._plan.loss, b._plan.loss),
         ("metrics", a._plan.metrics, b._plan.metrics),
         ("rule of the optimizer", a.optimizer.rule, b.optimizer.rule),
+        ("clipnorm", a.optimizer.clipnorm is not None, b.optimizer.clipnorm is not None),
+        ("loss_scale", a.optimizer.loss_scale, b.optimizer.loss_scale),
+        ("skip_nonfinite", a.optimizer.skip_nonfinite, b.optimizer.skip_nonfinite),
     ]
     found = next((pair for pair in pairs if pair[1] != pair[2]), None)
     return None if found is None else f"{found[0]} {_name(found[1])} and {_name(found[2])}"

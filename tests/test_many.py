@@ -279,6 +279,9 @@ REFUSED = {
     "logits": (lambda: _recompiled("adam", dlcore.losses.SparseCategoricalCrossentropy(True), ["accuracy"]), ValueError, f"loss {LOSS} and {LOSS} from logits"),
     "metrics": (lambda: _recompiled("adam", LOSS), ValueError, r"metrics \[accuracy\] and \[\]"),
     "optimizer": (lambda: _recompiled("sgd", LOSS, ["accuracy"]), ValueError, "rule of the optimizer adam and sgd"),
+    "clipnorm": (lambda: _recompiled(optimizers.Adam(clipnorm=1.0), LOSS, ["accuracy"]), ValueError, "clipnorm False and True"),
+    "loss scale": (
+        lambda: _recompiled(optimizers.Adam(loss_scale=8.0), LOSS, ["accuracy"]), ValueError, "loss_scale None and 8.0"),
 }  # fmt: skip
 
 

@@ -93,9 +93,9 @@ def test_the_rates_are_those_of_torch(ours, theirs):
 @pytest.mark.parametrize("schedule", EVERY.values(), ids=EVERY)
 def test_training_with_a_schedule_is_training_with_its_rates(schedule):
     x, y = data(np.random.default_rng(1))
-    fitted = model(optimizers.Adam(schedule))
+    fitted = model(optimizers.AdamW(schedule, weight_decay=0.5))  # whose decay goes with the rate
     history = fitted.fit(x, y, batch_size=8, epochs=4, shuffle=False, verbose=0).history
-    by_hand = model("adam")
+    by_hand = model(optimizers.AdamW(weight_decay=0.5))
     rates = [schedule(step if schedule.per == "step" else step // 4) for step in range(16)]
     for step, rate in enumerate(rates):
         by_hand.optimizer.learning_rate = rate
