@@ -89,8 +89,7 @@ def {name}(partial, {hyper}uniforms, blocks, rows):
 {tree}
     for k in range(t, uniforms.size, {BLOCK}):
         rows[tensor, k] = uniforms[k]
-    cuda.syncthreads()
-    if t == 0:
+    if t == 0:  # which wrote the scale itself
 {store}
 """
 
