@@ -375,7 +375,7 @@ def test_binary_accuracy_compares_with_the_threshold_in_float64():
 
 @pytest.mark.parametrize(("g", "expected"), [([np.nan, 1], np.nan), ([np.inf, 1], 0), ([0.3, 0.4], 1), ([3, 4], 0.2)])
 def test_norms_that_are_no_numbers_do_not_pass(g, expected):
-    hyper, uniforms = np.array([0.0, 1.0]), np.zeros(4, np.float32)
+    hyper, uniforms = np.array([0.0, 1.0]), np.ones(4, np.float32)
     operands = [_device(a) for a in (np.asarray(g, np.float32), hyper, uniforms)]
     from dlcore.kernels.cuda.arrays import backend_of
 
