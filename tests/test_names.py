@@ -16,7 +16,7 @@ TYPOS = [
     ("metric 'acuracy'; did you mean 'accuracy'?", lambda: metrics.get("acuracy", losses.get("mse"))),
     ("initializer 'glorot_unifrom'; did you mean 'glorot_uniform'?", lambda: initializers.get("glorot_unifrom")),
     ("constraint 'max_nrm'; did you mean 'max_norm'?", lambda: constraints.get("max_nrm")),
-    ("regularizer 'l1-l2'; did you mean 'l1_l2'?", lambda: regularizers.get("l1-l2")),
+    ("regularizer 'l1-l2'; did you mean 'L1L2'?", lambda: regularizers.get("l1-l2")),
     ("schedule 'exponental'; did you mean 'exponential'?", lambda: schedules.LearningRateSchedule("exponental", 0.1)),
     ("layer 'Dens'; did you mean 'Dense'?", lambda: layers.from_config("Dens", {})),
 ]
