@@ -49,6 +49,7 @@ from .ops import (
     softmax_backward,
 )
 from .precision import get_matmul_precision, set_matmul_precision
+from .products import dot, hadamard, khatri_rao, kronecker
 from .program import Buffer, Builder, Program
 from .rule import Activation as ActivationRule
 from .rule import Loss as LossRule
@@ -83,6 +84,7 @@ __all__ = [
     "cosine_similarity",
     "dense_backward",
     "dense_forward",
+    "dot",
     "dropout",
     "elementwise_loss",
     "find",
@@ -91,7 +93,10 @@ __all__ = [
     "get_num_threads",
     "group_norm_backward",
     "group_norm_forward",
+    "hadamard",
     "hellinger_distance",
+    "khatri_rao",
+    "kronecker",
     "layer_norm_backward",
     "layer_norm_forward",
     "log_softmax",

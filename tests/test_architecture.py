@@ -17,7 +17,7 @@ FLOORS = [
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},
-    {"norms", "updates", "loss_ops"},
+    {"norms", "updates", "loss_ops", "products"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 # device.engine() hands out the engine of a device: it imports upwards, when it is called.

@@ -198,6 +198,7 @@ CALLS = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Gather": _gather,
+    "Mul": lambda a, x, y: [kernels.hadamard(x, y)],
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
@@ -235,6 +236,9 @@ LEFT_OUT = {
     "test_selu": "alpha 2 and gamma 3; those of SELU are the constants of its paper",
     "test_selu_example": "alpha 2 and gamma 3; those of SELU are the constants of its paper",
     "HardSigmoid": "the slope 1/5 of Keras 2; that of PyTorch and Keras 3 is 1/6",
+    "test_mul_bcast": "factors of two shapes",
+    **{f"test_mul_{kind}{size}": "integers" for kind in ("int", "uint") for size in (8, 16)},
+    **{f"test_mul_uint{size}": "integers" for size in (32, 64)},
     "test_gather_negative_indices": "row numbers are from 0",
 }
 
@@ -274,7 +278,7 @@ def test_node(name):
 
 
 def test_the_tables_name_what_there_is():
-    assert (len(RUN), len(CASES) - len(RUN)) == (154, 7)
+    assert (len(RUN), len(CASES) - len(RUN)) == (156, 14)
     ops = {node.op_type for _, node in CASES.values()}
     assert set(CALLS) <= ops
     assert set(LEFT_OUT) <= ops | set(CASES)
