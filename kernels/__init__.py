@@ -13,6 +13,7 @@ if __name__ != "dlcore.kernels":
 
 # the built-in rules register themselves
 from . import activations, check, losses, optimizers, piecewise, schedules  # noqa: F401
+from .check import check_rule
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
@@ -81,6 +82,7 @@ __all__ = [
     "binary_accuracy",
     "categorical_accuracy",
     "categorical_hinge",
+    "check_rule",
     "cosine_similarity",
     "dense_backward",
     "dense_forward",
