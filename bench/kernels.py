@@ -31,6 +31,9 @@ def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0) -> Any:
     return Entry(name, function, kinds, launch.kernel.options, str(dtype) == "float64", oldest)
 
 
+_BY_COLUMNS = ("dense_backward_z", "gather_rows", "kronecker", "khatri_rao")
+
+
 def _rows() -> Iterator[Any]:
     """Kernels that keep rows in registers, with the longest there are and longer ones; those that go by columns."""
     import numpy as np
@@ -42,6 +45,7 @@ def _rows() -> Iterator[Any]:
 
     def planned(name: str, mark: str, dtype: str, offset: int, columns: int, groups: int) -> Iterator[Any]:
         sizes = {"m": 3, "n": groups * columns, "k": columns if groups == 1 else groups, "g": groups, "N": 3, "O": 3}
+        sizes |= {"A": 3, "E": 1, "q": columns**2}
         operands = [
             np.zeros(3, np.int64) if spec.dtype == "i" else place(dtype, offset, *(sizes[d] for d in spec.dims))
             for spec in OPS[name].operands
@@ -60,7 +64,7 @@ def _rows() -> Iterator[Any]:
                         yield from planned(name, mark, dtype, offset, longest + columns, 1)
                 if name.startswith("group_norm"):
                     yield from planned(name, "=", dtype, 0, longest, 2)
-            elif name.startswith("batch_norm") or name in ("dense_backward_z", "gather_rows"):
+            elif name.startswith("batch_norm") or name in _BY_COLUMNS:
                 yield from planned(name, "=", dtype, 0, 8, 1)
 
 

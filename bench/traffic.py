@@ -47,8 +47,15 @@ AT_MOST = {
     "softmax_cross_entropy_dense": 1.0,
     "group_norm_forward": 1.0,
     "group_norm_backward": 1.0,
+    "hadamard": 1.0,
 }
-ONCE = ("dense_forward", "dense_backward_w", "dense_backward_x")  # no access to results but one write of each element
+ONCE = (
+    "dense_forward",
+    "dense_backward_w",
+    "dense_backward_x",
+    "kronecker",
+    "khatri_rao",
+)  # no access to results but one write of each element
 _EXAMPLES = """examples:
   python -m bench bytes                          every instruction with all operands, about a minute
   python -m bench bytes batch_norm optimizer     those whose name contains a text
@@ -162,7 +169,7 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
     half = m * n // 32 * 16  # tensors begin at multiples of 64 bytes
     blocks = tensor_blocks([half, m * n - half], [0, half])
     letters = {"m": m, "n": n, "k": k, "g": 1, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3}
-    letters |= {"L": 4, "U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
+    letters |= {"A": m, "E": 1, "q": k * n, "L": 4, "U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.hyper), "V": 16 + len(rule.sums)}
     kinds = {"f": np.float32, "i": np.int64, "d": np.float64, "h": np.float16}

@@ -17,7 +17,10 @@ from . import (
     schedules,
 )
 from ._version import __version__
+from .averages import effective_window, ewa
 from .checkpoint import load
+from .gradient_free import random_local_search, random_search
+from .gradients import check_gradients
 from .kernels import (
     activation,
     get_matmul_precision,
@@ -38,7 +41,10 @@ __all__ = [
     "__version__",
     "activation",
     "callbacks",
+    "check_gradients",
     "constraints",
+    "effective_window",
+    "ewa",
     "fit_many",
     "get_matmul_precision",
     "get_num_threads",
@@ -51,6 +57,8 @@ __all__ = [
     "metrics",
     "optimizer",
     "optimizers",
+    "random_local_search",
+    "random_search",
     "regularizers",
     "schedules",
     "set_matmul_precision",

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .kernels.names import unknown
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -81,4 +83,4 @@ def get(constraint: Any) -> Constraint | None:
         return _BY_NAME[constraint]()
     if constraint in (MaxNorm, MinMaxNorm, UnitNorm, NonNeg):
         return get(constraint())
-    raise ValueError(f"unknown constraint {constraint!r}; known: {', '.join(sorted(_BY_NAME))}")
+    raise ValueError(unknown("constraint", constraint, _BY_NAME))

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .kernels.names import unknown
+
 Initializer = Callable[[Sequence[int], np.random.Generator], np.ndarray]
 
 _CUT = 2.0  # standard deviations at which a normal distribution is cut off
@@ -240,7 +242,7 @@ def get(initializer: Any) -> Initializer:
         return _BY_NAME[name]
     if name in _CLASSES:
         return _CLASSES[name]()
-    raise ValueError(f"unknown initializer {initializer!r}; known: {', '.join(sorted({*_BY_NAME, *_CLASSES}))}")
+    raise ValueError(unknown("initializer", initializer, {*_BY_NAME, *_CLASSES}, _OTHER_NAMES))
 
 
 def name_of(initializer: Initializer) -> Any:

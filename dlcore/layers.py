@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from . import constraints, initializers, regularizers
-from .kernels import Builder, find
+from .kernels import Builder, RuleError, find
+from .kernels.names import unknown
+from .kernels.rule import ALIASES, REGISTRY
 from .layer import Backward, Layer, flat, positive_int
 from .normalization import BatchNormalization, GroupNormalization, InstanceNormalization, LayerNormalization
 
@@ -28,7 +30,13 @@ def _activation(value: Any) -> Any:
     if isinstance(value, dict):
         parameters = {key: number for key, number in value.items() if key != "name"}
         return find("activation", value["name"]).variant(**parameters)
-    return value if isinstance(value, str) and value in ROWWISE else find("activation", value)
+    if isinstance(value, str):
+        if value in ROWWISE:
+            return value
+        table, aliases = REGISTRY["activation"], ALIASES["activation"]
+        if value not in table and value not in aliases:
+            raise RuleError(unknown("activation", value, {*table, *ROWWISE}, aliases))
+    return find("activation", value)
 
 
 def _rule_config(rule: Any) -> Any:
@@ -297,5 +305,5 @@ LAYERS: dict[str, type[Layer]] = {cls.__name__: cls for cls in _CLASSES}
 def from_config(kind: str, config: dict[str, Any]) -> Layer:
     """The layer that ``layer.config()`` described."""
     if kind not in LAYERS:
-        raise ValueError(f"unknown layer {kind!r}; known: {', '.join(sorted(LAYERS))}")
+        raise ValueError(unknown("layer", kind, LAYERS))
     return LAYERS[kind](**config)

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .kernels import LossRule, find
+from .kernels import LossRule, RuleError, find
+from .kernels.names import unknown
+from .kernels.rule import REGISTRY
 
 UNBOUNDED = 1 << 62  # the upper bound of targets that have none
 
@@ -243,6 +245,8 @@ def get(loss: Any) -> Loss:
         loss = ALIASES.get(loss, ALIASES.get(loss.lower(), loss))
         if loss in _MAKERS:
             return _MAKERS[loss]()
+        if loss not in REGISTRY["loss"]:
+            raise RuleError(unknown("loss", loss, _MAKERS, {*ALIASES, *REGISTRY["loss"]}))
     elif callable(loss):
         made = loss()
         if isinstance(made, Loss):

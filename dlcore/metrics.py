@@ -7,6 +7,7 @@ from typing import Any
 
 from . import losses
 from .kernels import LossRule, find
+from .kernels.names import unknown
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,4 @@ def get(metric: Any, loss: losses.Loss) -> Metric:
     name = losses.ALIASES.get(metric, metric)
     if name in _MAKERS:
         return _MAKERS[name]()
-    raise ValueError(f"unknown metric {metric!r}; known: accuracy, mse, mae, {', '.join(sorted(_MAKERS))}")
+    raise ValueError(unknown("metric", metric, {"accuracy", "mse", "mae", *_MAKERS}))

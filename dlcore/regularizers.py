@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .kernels.names import unknown
+
 
 @dataclass(frozen=True)
 class Regularizer:
@@ -55,4 +57,4 @@ def get(regularizer: Any) -> Regularizer | None:
         return _BY_NAME[regularizer]()
     if regularizer in (L1, L2, L1L2):
         return get(regularizer())
-    raise ValueError(f"unknown regularizer {regularizer!r}; known: {', '.join(sorted(_BY_NAME))}")
+    raise ValueError(unknown("regularizer", regularizer, _BY_NAME))

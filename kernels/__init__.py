@@ -13,6 +13,7 @@ if __name__ != "dlcore.kernels":
 
 # the built-in rules register themselves
 from . import activations, check, losses, optimizers, piecewise, schedules  # noqa: F401
+from .check import check_rule
 from .cpu.threads import get_num_threads, set_num_threads
 from .device import DeviceError, resolve, why_no_gpu
 from .instructions import ROWS, Instruction, ShapeError
@@ -49,6 +50,7 @@ from .ops import (
     softmax_backward,
 )
 from .precision import get_matmul_precision, set_matmul_precision
+from .products import dot, hadamard, khatri_rao, kronecker
 from .program import Buffer, Builder, Program
 from .rule import Activation as ActivationRule
 from .rule import Loss as LossRule
@@ -80,9 +82,11 @@ __all__ = [
     "binary_accuracy",
     "categorical_accuracy",
     "categorical_hinge",
+    "check_rule",
     "cosine_similarity",
     "dense_backward",
     "dense_forward",
+    "dot",
     "dropout",
     "elementwise_loss",
     "find",
@@ -91,7 +95,10 @@ __all__ = [
     "get_num_threads",
     "group_norm_backward",
     "group_norm_forward",
+    "hadamard",
     "hellinger_distance",
+    "khatri_rao",
+    "kronecker",
     "layer_norm_backward",
     "layer_norm_forward",
     "log_softmax",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .rule import ON_REGISTER, Activation, Optimizer, RuleError
+from . import schedules
+from .rule import ON_REGISTER, Activation, Optimizer, Rule, RuleError, find
 
 # Spread without round numbers, so that no kink (0, 1, 3, 6, ...) of the usual rules is hit exactly.
 _REAL = np.linspace(-5.7, 5.9, 41) + 0.0137
@@ -38,6 +39,26 @@ def check(rule: Any) -> None:
             for y in (0.0, 1.0, -1.7) if rule.domain == "real" else (0.0, 1.0):
                 grid = _GRIDS[rule.domain]
                 _check_slope(rule, grid, lambda p, y=y: (p, y), lambda p, y=y: (p, y))
+
+
+def check_rule(rule: Any) -> Any:
+    """Check ``rule`` as at its registration, and return it; raises :class:`RuleError` with what is wrong.
+
+    The derivative of an activation or a loss is compared with differences of its value, an optimizer is tried for the
+    number of values it returns, a schedule for rates that are finite and at least 0; and the rule is compiled.
+
+    >>> check_rule(find("activation", "gelu"))
+    <activation gelu>
+    """
+    if not isinstance(rule, Rule):
+        raise RuleError(f"check_rule takes a rule, such as find('activation', 'relu'); got {rule!r}")
+    rule = find(rule.kind, rule)
+    if isinstance(rule, schedules.Schedule):
+        schedules.check(rule)
+    else:
+        for hook in ON_REGISTER:
+            hook(rule)
+    return rule
 
 
 def _call(rule: Any, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -131,6 +131,10 @@ _LIST = [
     declare("hellinger_distance", "p:mn target:mn weight?:m >loss:m >dp?:mn", "loss = |sqrt p - sqrt t| / sqrt 2"),
     declare("smooth_targets", "target:mn >out:mn", "out = keep * target + share", scalars="keep share"),
     declare("smooth_labels", "labels:m[i] >out:mn", "out = keep * onehot + share", scalars="keep share"),
+    # -- products of matrices; q = k n, and m = A E in the second
+    declare("hadamard", "a:mn b:mn >out:mn", "out = a b, element by element"),
+    declare("kronecker", "a:Ak b:En >out:mq", "out[i E + r] = a[i] x b[r]"),
+    declare("khatri_rao", "a:mk b:mn >out:mq", "out[i] = a[i] x b[i], the Kronecker product of two rows"),
     # -- weights: penalties, and constraints after an update
     declare("weight_penalty", "w:kn +value:m", "value += sum(l1 |w| + l2 w^2), in each row", scalars="l1 l2"),
     declare("weight_penalty_gradient", "w:kn +dw:kn", "dw += l1 sign(w) + 2 l2 w", scalars="l1 l2"),

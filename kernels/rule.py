@@ -21,6 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from .names import unknown
+
 
 class RuleError(ValueError):
     """A rule that is wrong: its signature, its derivative, or something in it that no backend can compile."""
@@ -236,7 +238,7 @@ def register(rule: Any) -> Any:
 
 
 def find(kind: str, name: Any) -> Any:
-    """The rule called ``name``; a rule passes through. Unknown names raise with the known ones."""
+    """The rule called ``name``; a rule passes through. Unknown names raise with one that is close."""
     if isinstance(name, Rule):
         if name.kind != kind:
             raise RuleError(f"expected an {kind}, got {name!r}")
@@ -253,7 +255,7 @@ def find(kind: str, name: Any) -> Any:
     if name not in table:
         name = ALIASES[kind].get(name, name)
     if name not in table:
-        raise RuleError(f"unknown {kind} {name!r}; known: {', '.join(sorted(table))}")
+        raise RuleError(unknown(kind, name, table, ALIASES[kind]))
     return table[name]
 
 

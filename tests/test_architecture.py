@@ -11,13 +11,13 @@ LONGEST = 420
 
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
-    {"mathfn", "rule", "device", "philox", "instructions", "precision", "loss_scale"},
+    {"mathfn", "names", "rule", "device", "philox", "instructions", "precision", "loss_scale"},
     {"check", "activations", "piecewise", "losses", "optimizers", "schedules", "program"},
     {"native", "rewriting", "lowering", "cache"},
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},
-    {"norms", "updates", "loss_ops"},
+    {"norms", "updates", "loss_ops", "products"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 # device.engine() hands out the engine of a device: it imports upwards, when it is called.

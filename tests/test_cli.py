@@ -174,7 +174,7 @@ WRONG = {
     "target alone": (["train", "--target", "y"], "--target goes with a file"),
     "dropout": (["train", "--dropout", "1"], "argument --dropout: must lie in [0, 1)"),
     "layers": (["train", "--layers", "8,x"], "argument --layers: must be numbers of units"),
-    "optimizer": (["train", "--optimizer", "adm"], "unknown optimizer 'adm'; known: "),
+    "optimizer": (["train", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean 'adam'?"),
     "device": (["train", "--device", "tpu"], "argument --device: invalid choice"),
     "seed": (["train", "--seed", "-1"], "argument --seed: must not be negative"),
     "no command": ([], "the following arguments are required: COMMAND"),

@@ -98,6 +98,9 @@ def _operands(op, size, rule, rng):
         "Q": 1,
         "H": 3,
         "P": m * n * k + 3,
+        "A": m,
+        "E": 1,
+        "q": k * n,
     }
     if op.rule == "optimizer":
         count = UNIFORM_HEADER + len(uniforms_of(rule))

@@ -282,7 +282,7 @@ ERRORS = {
     "mixed dtypes": (lambda k, f: k.dense_forward(f(4, 3), f(3, 5).astype("f8")), "w is float64; expected float32"),
     "integers": (lambda k, f: k.dense_forward(f(4, 3).astype(int), f(3, 5)), "x is int64; expected float32 or float64"),
     "a vector for x": (lambda k, f: k.dense_forward(f(4), f(4, 5)), r"x has shape \(4,\); expected \(batch, features\)"),
-    "unknown activation": (lambda k, f: k.dense_forward(f(4, 3), f(3, 5), None, "rleu"), "unknown activation 'rleu'; known"),
+    "unknown activation": (lambda k, f: k.dense_forward(f(4, 3), f(3, 5), None, "rleu"), "unknown activation 'rleu'; did you mean 'relu'?"),
     "label too large": (lambda k, f: k.softmax_cross_entropy(f(2, 3), np.array([0, 3])), "target holds 3; expected class numbers"),
     "label negative": (lambda k, f: k.softmax_cross_entropy(f(2, 3), np.array([0, -1])), "target holds -1"),
     "row out of range": (lambda k, f: k.gather(f(2, 3), np.array([2])), "order holds 2"),

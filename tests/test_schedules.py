@@ -209,7 +209,10 @@ BAD = {
         lambda: schedules.OneCycle(0.1, 10, pct_start=0.1),
         "pct_start must leave more than one of 10 steps to both parts",
     ),
-    "name": (lambda: schedules.LearningRateSchedule("cosinus", 0.1), "unknown schedule 'cosinus'; known: cosine"),
+    "name": (
+        lambda: schedules.LearningRateSchedule("cosinus", 0.1),
+        "unknown schedule 'cosinus'; did you mean 'cosine'?",
+    ),
     "parameter": (lambda: schedules.LearningRateSchedule("cosine", 0.1, totl=1), "no parameter 'totl'; it has: total"),
     "a text": (lambda: schedules.LearningRateSchedule("cosine", 0.1, total="1"), "total must be a number, got '1'"),
     "factor": (lambda: callbacks.ReduceLROnPlateau(factor=1.0), r"factor must lie in \(0, 1\), got 1.0"),

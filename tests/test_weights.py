@@ -87,7 +87,10 @@ def test_names_and_configs_of_initializers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: initializers.get("he"), "unknown initializer 'he'; known: constant, glorot_normal"),
+        (
+            lambda: initializers.get("he"),
+            "unknown initializer 'he'; did you mean 'he_normal', 'he_uniform' or 'HeNormal'?",
+        ),
         (lambda: initializers.get({"name": "he"}), "unknown initializer"),
         (lambda: initializers.RandomNormal(stddev=-1.0), "stddev must be a finite number from 0, got -1.0"),
         (lambda: initializers.RandomUniform(1.0, 0.0), "minval is 1.0; expected at most maxval, 0.0"),
@@ -97,7 +100,7 @@ def test_names_and_configs_of_initializers():
         (lambda: regularizers.get("l3"), "unknown regularizer 'l3'; known: L1, L1L2, L2, l1, l1_l2, l2"),
         (lambda: constraints.MaxNorm(math.inf), "max_value must be finite and at least 0, got inf"),
         (lambda: constraints.MinMaxNorm(2.0, 1.0), "expected 0 <= minimum <= maximum, got minimum 2.0, maximum 1.0"),
-        (lambda: constraints.get("norm"), "unknown constraint 'norm'; known: MaxNorm"),
+        (lambda: constraints.get("norm"), "unknown constraint 'norm'; did you mean 'MaxNorm'?"),
     ],
 )
 def test_options_that_are_wrong(make, message):

@@ -32,6 +32,7 @@ from . import (
     microkernel,
     norm,
     prelu,
+    products,
     row_losses,
     rowwise,
     threads,
@@ -55,7 +56,8 @@ _FROM_CONTEXT = {
 def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
     for module in (
-        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, dropout, threads
+        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, dropout, products,
+        threads,
     ):  # fmt: skip
         body = getattr(module, op, None)
         if body is not None:
