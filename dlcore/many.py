@@ -222,6 +222,8 @@ def _checked(models: Any) -> list[Sequential]:
     for k, model in enumerate(models):
         if not isinstance(model, Sequential):
             raise TypeError(f"model {k} is {type(model).__name__}; expected Sequential")
+        with model._lock:
+            model._trainable()
         if model._plan.loss is None:
             raise RuntimeError(f"model {k} has no loss yet; call compile(optimizer, loss)")
     if not models:

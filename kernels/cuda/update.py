@@ -22,7 +22,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from ..compile import UNIFORM_HEADER, begin_functions, begin_text, gradient_text
+from ..compile import UNIFORM_HEADER, begin_functions, begin_text, update_text
 from ..rewriting import select_max, select_min
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
@@ -225,9 +225,7 @@ def _store(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str
 
 
 def _apply(rule: Any, uniforms: int, w: str, g: str, slots: Sequence[str], results: Sequence[str]) -> str:
-    extra = [*(f"q{k}" for k in range(len(rule.sums))), *(f"u{k}" for k in range(uniforms))]
-    gradient = gradient_text(rule, g, w)
-    return f"        {', '.join(results)} = update({', '.join([f'{w} * keep', gradient, *slots, *extra])})"
+    return f"        {', '.join(results)} = {update_text(rule, uniforms, w, g, slots)}"
 
 
 _kernels: dict[Any, Any] = {}
