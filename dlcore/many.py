@@ -196,6 +196,8 @@ class _OnCuda(_Fleet):
         network = self.runners[0].network
         empty = np.zeros((len(orders), batches))
         self.fleet.bind(order=np.stack(orders), **{f"history_{name}": empty for name in network.histories})
+        for runner in self.runners:
+            runner.optimizer.count_epochs(batches)
         self.fleet.write(network.hyper, [runner.optimizer.hyper() for runner in self.runners])
 
     def call(self, steps: int, done: int) -> None:
@@ -258,6 +260,7 @@ def _difference(a: Sequential, b: Sequential) -> str | None:
         ("loss", a._plan.loss, b._plan.loss),
         ("metrics", a._plan.metrics, b._plan.metrics),
         ("rule of the optimizer", a.optimizer.rule, b.optimizer.rule),
+        ("gradient_accumulation_steps", a._plan.turns, b._plan.turns),
     ]
     found = next((pair for pair in pairs if pair[1] != pair[2]), None)
     return None if found is None else f"{found[0]} {_name(found[1])} and {_name(found[2])}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from .step import Step
 
 _DEFAULT_ROWS = 256  # mini-batch of evaluate and predict where none is given
 
+_OF_OPTIMIZER = re.compile(r"slots|step|turn_of_\d+")  # buffers that begin anew with another rule; a layer's have a dot
 _MOST_STEPS = 8  # sizes of mini-batches that train_on_batch keeps ready
 
 
@@ -109,13 +111,12 @@ class Sequential:
         else:
             raise RuntimeError("the shape of the input is not known yet; begin with Input(shape) or call build(shape)")
 
-    def _assemble(self, rows: int, fresh: Sequence[str] = ()) -> None:
-        """Make the program of the current plan; parameters, optimizer state and statistics are carried over.
-
-        What is named in ``fresh`` begins anew.
-        """
+    def _assemble(self, rows: int, fresh: bool = False) -> None:
+        """Make the program of the current plan; parameters, statistics and, if not ``fresh``, optimizer state stay."""
         assert self.input_shape is not None
-        state = {name: value for name, value in self._state().items() if name not in fresh} if self.built else {}
+        state = self._state() if self.built else {}
+        if fresh:
+            state = {name: value for name, value in state.items() if not _OF_OPTIMIZER.fullmatch(name)}
         network = assemble(self.layers, self.input_shape, self.dtype, self._plan)
         engine = engine_of(self.device)(network.program, rows)
         for buffer in network.program.all_buffers():
@@ -167,7 +168,7 @@ class Sequential:
             before, self._plan = self._plan.optimizer, Plan(chosen, found, optimizers.get(optimizer))
             if self.built:
                 fresh = before is None or before.rule.state != self.optimizer.rule.state
-                self._assemble(self._engine.rows, ("slots", "step") if fresh else ())
+                self._assemble(self._engine.rows, fresh)
 
     @property
     def optimizer(self) -> optimizers.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from .kernels.wrappers import WRAPPERS, Wrapper, ema, lookahead, swa, wrapped
 from .schedules import LearningRateSchedule
 
 _CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
-_OPTIONS = ("skip_nonfinite", "loss_scale", "maximize")
+_OPTIONS = ("skip_nonfinite", "loss_scale", "maximize", "gradient_accumulation_steps")
 _EMA = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
 
 
@@ -91,6 +92,10 @@ class Optimizer:
     every ``ema_overwrite_frequency`` updates the weights become it (None: never, at the end of ``fit`` neither).
     ``with model.averaged_weights():`` evaluates, predicts and saves with it.
 
+    ``gradient_accumulation_steps`` makes one update of the mean of the gradients of so many mini-batches (one that is
+    not finite and skipped does not count); schedules, and ``h.t`` of a rule, count updates. Batch norm sees each
+    mini-batch by itself.
+
     All of it happens inside the fused step, and nothing of it is computed that is not asked for.
     """
 
@@ -108,6 +113,7 @@ class Optimizer:
         use_ema: bool = False,
         ema_momentum: float = 0.99,
         ema_overwrite_frequency: int | None = None,
+        gradient_accumulation_steps: int | None = None,
         **values: Any,
     ) -> None:
         self._found = found = find("optimizer", rule)
@@ -132,6 +138,8 @@ class Optimizer:
             raise ValueError(f"{found.name} scales by norms of each tensor itself; clipnorm does not go with it")
         self.skip_nonfinite, self.loss_scale = _flag("skip_nonfinite", skip_nonfinite), _scale(loss_scale)
         self.maximize = _flag("maximize", maximize)
+        steps = gradient_accumulation_steps
+        self.gradient_accumulation_steps = None if steps is None else _count("gradient_accumulation_steps", steps)
         self.wrappers: tuple[Wrapper, ...] = ()
         self.use_ema = _flag("use_ema", use_ema)
         if self.use_ema:
@@ -140,7 +148,7 @@ class Optimizer:
             self._add(ema, {"ema_momentum": momentum, "ema_overwrite_frequency": every})
         elif (ema_momentum, ema_overwrite_frequency) != (0.99, None):
             raise ValueError("ema_momentum and ema_overwrite_frequency need use_ema=True")
-        self.steps_per_epoch = 1  # what a schedule by epochs counts; fit sets it
+        self.steps_per_epoch = 1.0  # updates, what a schedule by epochs counts; fit sets it
         self.rule = self._compose(found)
 
     def _compose(self, found: OptimizerRule) -> OptimizerRule:
@@ -174,7 +182,11 @@ class Optimizer:
         """The learning rate of step ``step``, counted from 1."""
         if self.schedule is None:
             return self.learning_rate
-        return self.schedule(step - 1 if self.schedule.per == "step" else (step - 1) // self.steps_per_epoch)
+        return self.schedule(step - 1 if self.schedule.per == "step" else math.ceil(step / self.steps_per_epoch) - 1)
+
+    def count_epochs(self, batches: int) -> None:
+        """An epoch has ``batches`` mini-batches."""
+        self.steps_per_epoch = batches / (self.gradient_accumulation_steps or 1)
 
     @property
     def clipped(self) -> str:

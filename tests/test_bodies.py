@@ -40,7 +40,7 @@ IN_PYTHON = [
 ]
 SCALARS = {
     "momentum": 0.9, "epsilon": 1e-3, "rate": 0.4, "layer": 2, "threshold": 0.1, "mean": 1.0, "keep": 0.8,
-    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6,
+    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6, "steps": 9,
 }  # fmt: skip
 
 
@@ -53,7 +53,10 @@ def operand(spec, dtype, rng, full):
     if spec.dtype == "i":
         values = rng.permutation(SIZES["N"])[: shape[0]] if spec.name == "order" else rng.integers(0, 7, shape)
         return values.astype(np.int64)
-    return rng.uniform(-1.0 if spec.name == "w" else 0.1, 2.0, shape).astype(np.float64 if spec.dtype == "d" else dtype)
+    values = rng.uniform(-1.0 if spec.name == "w" else 0.1, 2.0, shape)
+    if spec.name == "uniforms":
+        values[4] = 0  # no step is skipped
+    return values.astype(np.float64 if spec.dtype == "d" else dtype)
 
 
 def run_plainly(op, arrays, scalars, dtype):

@@ -122,6 +122,15 @@ def test_averages_are_those_of_pytorch():
     np.testing.assert_allclose(slots[-1], moving.module[0].detach().numpy(), rtol=1e-13)
 
 
+def test_slow_weights_begin_where_the_weights_were():
+    """Before decay, which the inner optimizer takes from them on the way."""
+    made = wrapped(find("optimizer", "adamw"), [lookahead])
+    w, slots = W.copy(), [np.zeros_like(W) for _ in made.slots]
+    kernels.optimizer_update(made, w, GRADIENTS[0], slots, step=1, learning_rate=0.5, weight_decay=0.5)
+    np.testing.assert_array_equal(slots[-1], W)
+    assert not np.allclose(w, W, rtol=0.1)
+
+
 # ------------------------------------------------------------------------------------------------------- models
 
 OPTIMIZERS = {
@@ -221,6 +230,19 @@ def test_averages_before_the_first_update_are_the_weights():
     made.compile("adam", "sparse_categorical_crossentropy")
     with pytest.raises(RuntimeError, match="keeps no averaged weights; use use_ema=True, SWA or Lookahead"):
         made.averaged_weights().__enter__()
+
+
+def test_the_moving_average_is_of_the_weights_as_they_end():
+    """Lookahead that goes back to its slow weights every step leaves them where they were, and the average too."""
+    x, y = data()
+    made = model(optimizers.Lookahead(optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5), k=1, alpha=0.0))
+    made.build(x.shape[1:])
+    before = parameters(made)
+    for _ in range(3):
+        made.train_on_batch(x, y)
+    with made.averaged_weights():
+        for name, value in parameters(made).items():
+            np.testing.assert_allclose(value, before[name], rtol=1e-6, err_msg=name)
 
 
 def test_another_rule_begins_anew():

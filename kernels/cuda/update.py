@@ -215,7 +215,7 @@ def load_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> 
     return f"        {values}= {''.join(each)}"
 
 
-def _store(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
+def store_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
     values = "".join(f"{name}{k}, " for k in range(lanes))
     if wide:
         return f"        store{'_half' if half else ''}({array}, i, ({values}))"
@@ -251,11 +251,11 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
     rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(uniforms)]
     rows += [f"    q{k} = u[{k + UNIFORM_HEADER + uniforms}]" for k in range(len(rule.sums))]
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
-    stores = [_store(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
+    stores = [store_text(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
     last = [apply("x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
     last += [f"        {arrays[at]}[i] = {value}" for value, at in written.items()]
     if half:
-        stores.append(_store("new_w", "copy", lanes, wide[-1], half))
+        stores.append(store_text("new_w", "copy", lanes, wide[-1], half))
         last.append("        store_half1(copy, i, (new_w,))")
     form = "_by_tensor" if by_tensor else "_mixed" if half else ""
     name = f"optimizer_update{form}{'' if any(wide) else '_scalar'}"
