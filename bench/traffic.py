@@ -32,6 +32,7 @@ AT_MOST = {
     "clip_by_norm": 1.0,
     "tensor_sums": 1.0,
     "check_finite": 1.0,
+    "accumulate_gradient": 1.0,
     "scale_loss": 1.0,
     "batch_norm_forward": 1.5,
     "batch_norm_inference": 1.0,
@@ -179,6 +180,8 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
         values: np.ndarray = rng.uniform(0.1, 0.9, [letters[d] for d in spec.dims])
         if spec.name in ("uniforms", "rows"):
             values[..., 4] = 0  # no step is skipped
+        elif spec.name == "turn":
+            values[:] = 1  # not the first of its gradients
         elif spec.name == "blocks":
             values = blocks
         elif spec.name == "order":

@@ -196,6 +196,8 @@ class _OnCuda(_Fleet):
         network = self.runners[0].network
         empty = np.zeros((len(orders), batches))
         self.fleet.bind(order=np.stack(orders), **{f"history_{name}": empty for name in network.histories})
+        for runner in self.runners:
+            runner.optimizer.count_epochs(batches)
         self.fleet.write(network.hyper, [runner.optimizer.hyper() for runner in self.runners])
 
     def call(self, steps: int, done: int) -> None:
@@ -222,6 +224,8 @@ def _checked(models: Any) -> list[Sequential]:
     for k, model in enumerate(models):
         if not isinstance(model, Sequential):
             raise TypeError(f"model {k} is {type(model).__name__}; expected Sequential")
+        with model._lock:
+            model._trainable()
         if model._plan.loss is None:
             raise RuntimeError(f"model {k} has no loss yet; call compile(optimizer, loss)")
     if not models:
@@ -259,6 +263,7 @@ def _difference(a: Sequential, b: Sequential) -> str | None:
         ("clipnorm", a.optimizer.clipnorm is not None, b.optimizer.clipnorm is not None),
         ("loss_scale", a.optimizer.loss_scale, b.optimizer.loss_scale),
         ("skip_nonfinite", a.optimizer.skip_nonfinite, b.optimizer.skip_nonfinite),
+        ("gradient_accumulation_steps", a._plan.turns, b._plan.turns),
     ]
     found = next((pair for pair in pairs if pair[1] != pair[2]), None)
     return None if found is None else f"{found[0]} {_name(found[1])} and {_name(found[2])}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import arrays, losses, metrics, optimizers, random, training
+from . import arrays, averaging, losses, metrics, optimizers, random, training
 from .callbacks import Callback
 from .kernels import resolve
 from .kernels.device import engine as engine_of
@@ -20,6 +22,7 @@ from .step import Step
 
 _DEFAULT_ROWS = 256  # mini-batch of evaluate and predict where none is given
 
+_OF_OPTIMIZER = re.compile(r"slots|step|turn_of_\d+")  # buffers that begin anew with another rule; a layer's have a dot
 _MOST_STEPS = 8  # sizes of mini-batches that train_on_batch keeps ready
 
 
@@ -45,6 +48,7 @@ class Sequential:
         self._engine: Any = None
         self._assembled: tuple[Any, ...] | None = None  # the key of the plan that the program is for
         self._steps: dict[Any, Step] = {}  # by the shape of x
+        self._averaged = False  # whether the weights are the optimizer's averages
         self._lock = threading.RLock()  # of the program, and of what is bound to it
         for layer in layers:
             self.add(layer)
@@ -107,10 +111,12 @@ class Sequential:
         else:
             raise RuntimeError("the shape of the input is not known yet; begin with Input(shape) or call build(shape)")
 
-    def _assemble(self, rows: int) -> None:
-        """Make the program of the current plan; parameters, optimizer state and statistics are carried over."""
+    def _assemble(self, rows: int, fresh: bool = False) -> None:
+        """Make the program of the current plan; parameters, statistics and, if not ``fresh``, optimizer state stay."""
         assert self.input_shape is not None
         state = self._state() if self.built else {}
+        if fresh:
+            state = {name: value for name, value in state.items() if not _OF_OPTIMIZER.fullmatch(name)}
         network = assemble(self.layers, self.input_shape, self.dtype, self._plan)
         engine = engine_of(self.device)(network.program, rows)
         for buffer in network.program.all_buffers():
@@ -158,9 +164,11 @@ class Sequential:
         if len(set(names)) < len(names):
             raise ValueError(f"metrics are named twice: {', '.join(names)}")
         with self._lock:
-            self._plan = Plan(chosen, found, optimizers.get(optimizer))
+            self._trainable()
+            before, self._plan = self._plan.optimizer, Plan(chosen, found, optimizers.get(optimizer))
             if self.built:
-                self._assemble(self._engine.rows)
+                fresh = before is None or before.rule.state != self.optimizer.rule.state
+                self._assemble(self._engine.rows, fresh)
 
     @property
     def optimizer(self) -> optimizers.Optimizer:
@@ -229,6 +237,8 @@ class Sequential:
         batch_size, epochs = training.positive("batch_size", batch_size), training.positive("epochs", epochs)
         if not 0.0 <= validation_split < 1.0:
             raise ValueError(f"validation_split must lie in [0, 1), got {validation_split!r}")
+        with self._lock:
+            self._trainable()
         data = self._data(x, y, sample_weight, class_weight)
         validation = None
         if validation_data is not None:
@@ -275,6 +285,7 @@ class Sequential:
     def train_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """One step on one mini-batch; the loss (and metrics) before the update."""
         with self._lock:
+            self._trainable()
             step = self._steps.get(getattr(x, "shape", None)) if sample_weight is None else None
             known = None if step is None else step(x, y)
             if known is not None:
@@ -299,6 +310,30 @@ class Sequential:
         return self.predict(x, batch_size=max(1, len(x)))
 
     # -------------------------------------------------------------------------------------------------- weights
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The weights are the averages that the optimizer keeps meanwhile: to evaluate, predict, or save them.
+
+        Those are what ``use_ema``, ``SWA`` or ``Lookahead`` hold (the outermost of them; before the first update the
+        weights). Training has to wait, and so do other threads. Statistics of batch norm stay.
+
+        >>> import dlcore, numpy as np
+        >>> model = dlcore.Sequential([dlcore.layers.Dense(1, kernel_initializer="zeros")])
+        >>> model.compile(dlcore.optimizers.SGD(0.125, use_ema=True, ema_momentum=0.5), "mse")
+        >>> _ = model.fit(np.ones((2, 1)), np.ones((2, 1)), epochs=2, verbose=0)
+        >>> with model.averaged_weights():
+        ...     print(model.get_weights()[0])
+        [[0.3125]]
+        """
+        with self._lock:
+            self._trainable()
+            with averaging.averaged(self):
+                yield
+
+    def _trainable(self) -> None:
+        if self._averaged:
+            raise RuntimeError("the weights are averages now; train after 'with model.averaged_weights():' has ended")
 
     def get_weights(self) -> list[np.ndarray]:
         """Copies of all weights, layer by layer: kernel, bias; gamma, beta, moving mean, moving variance."""

@@ -31,12 +31,17 @@ class Plan:
     def key(self) -> tuple[Any, ...]:
         """Equal for plans whose programs are the same."""
         rule = self.optimizer.rule if self.optimizer is not None else None
-        return self.loss, self.metrics, rule, self.clipped, self.scaled, self.labels, self.weighted
+        return self.loss, self.metrics, rule, self.clipped, self.scaled, self.turns, self.labels, self.weighted
 
     @property
     def clipped(self) -> str:
         """``"global"`` or ``"tensor"`` where gradients are scaled to a norm: updates wait for all gradients then."""
         return "" if self.optimizer is None else self.optimizer.clipped
+
+    @property
+    def turns(self) -> int:
+        """How many mini-batches an update takes the mean gradient of."""
+        return 1 if self.optimizer is None else self.optimizer.gradient_accumulation_steps or 1
 
     @property
     def scaled(self) -> tuple[float, ...]:
@@ -55,6 +60,7 @@ class Network:
     hyper: Buffer | None = None
     output: Buffer | None = None
     scaler: Buffer | None = None
+    batches: Buffer | None = None
     histories: list[str] = field(default_factory=list)
 
 
@@ -71,11 +77,13 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
     """Build every layer for samples of ``shape`` and emit the lists that ``plan`` allows."""
     b = Builder(dtype)
     network = Network(b.program, b.state("step", (1,), np.int64), b.state("seed", (1,), np.int64))
+    # dropout counts mini-batches, the optimizer updates
+    network.batches = b.state("batches", (1,), np.int64) if plan.turns > 1 else network.step
     sample = shape
     for number, layer in enumerate(layers):
         layer.build(b, sample)
         if isinstance(layer, Dropout):
-            layer.stream = (network.seed, network.step, number)
+            layer.stream = (network.seed, network.batches, number)
         sample = layer.output_shape(sample)
     samples = b.extern("samples", (0, math.prod(shape)))
     order = b.extern("order", (0,), np.int64)
@@ -121,6 +129,12 @@ def _emit_update(b: Builder, plan: Plan, network: Network, whole: tuple[Buffer, 
     rule, count = plan.optimizer.rule, uniforms.shape[0]
     if network.scaler is not None:
         b.emit("check_finite", gradients, network.scaler, network.step, uniforms)
+    if plan.turns > 1:
+        total = b.state("total_gradient", gradients.shape)
+        turn = b.state(f"turn_of_{plan.turns}", (1,), np.int64)
+        counts = turn, network.batches, network.step
+        b.emit("accumulate_gradient", gradients, total, *counts, uniforms, steps=plan.turns)
+        gradients = total
     if plan.clipped == "global":
         b.emit("clip_by_global_norm", gradients, network.hyper, uniforms)
     if not rule.sums and plan.clipped != "tensor":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +13,12 @@ import numpy as np
 from . import schedules
 from .kernels import OptimizerRule, ScheduleRule, find, loss_scale
 from .kernels.rule import CONFIGURE
+from .kernels.wrappers import WRAPPERS, Wrapper, ema, lookahead, swa, wrapped
 from .schedules import LearningRateSchedule
 
 _CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
+_OPTIONS = ("skip_nonfinite", "loss_scale", "maximize", "gradient_accumulation_steps")
+_EMA = ("use_ema", "ema_momentum", "ema_overwrite_frequency")
 
 
 def _number(name: str, value: Any, *, low: float = 0.0) -> float:
@@ -39,6 +44,18 @@ def _scale(value: Any) -> float | str | None:
     return float(value)
 
 
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    return int(value)
+
+
+def _share(name: str, value: Any) -> float:
+    if _number(name, value) > 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
+    return float(value)
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name} must be True or False, got {value!r}")
@@ -46,10 +63,13 @@ def _flag(name: str, value: Any) -> bool:
 
 
 @functools.cache
-def _composed(rule: OptimizerRule, limited: bool, maximize: bool, schedule: ScheduleRule | None) -> OptimizerRule:
-    """The rule with clipping by value, climbing and a schedule; the same object for the same parts."""
+def _composed(
+    rule: OptimizerRule, limited: bool, maximize: bool, schedule: ScheduleRule | None, wrappers: tuple[Wrapper, ...]
+) -> OptimizerRule:
+    """The rule with clipping by value, climbing, a schedule and wrappers; the same object for the same parts."""
     changed = limited or maximize or schedule is not None
-    return replace(rule, limited=limited, maximize=maximize, schedule=schedule) if changed else rule
+    rule = replace(rule, limited=limited, maximize=maximize, schedule=schedule) if changed else rule
+    return wrapped(rule, wrappers)
 
 
 class Optimizer:
@@ -68,6 +88,14 @@ class Optimizer:
 
     ``maximize`` climbs: the step of ``-g``.
 
+    ``use_ema`` keeps an exponential moving average of the weights, ``m average + (1 - m) w`` with ``m = ema_momentum``;
+    every ``ema_overwrite_frequency`` updates the weights become it (None: never, at the end of ``fit`` neither).
+    ``with model.averaged_weights():`` evaluates, predicts and saves with it.
+
+    ``gradient_accumulation_steps`` makes one update of the mean of the gradients of so many mini-batches (one that is
+    not finite and skipped does not count); schedules, and ``h.t`` of a rule, count updates. Batch norm sees each
+    mini-batch by itself.
+
     All of it happens inside the fused step, and nothing of it is computed that is not asked for.
     """
 
@@ -82,12 +110,16 @@ class Optimizer:
         skip_nonfinite: bool = False,
         loss_scale: float | str | None = None,
         maximize: bool = False,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        gradient_accumulation_steps: int | None = None,
         **values: Any,
     ) -> None:
         self._found = found = find("optimizer", rule)
         unknown = sorted(set(values) - set(found.parameters))
         if unknown:
-            known = ", ".join((*found.parameters, "weight_decay", *_CLIPS, "skip_nonfinite", "loss_scale", "maximize"))
+            known = ", ".join((*found.parameters, "weight_decay", *_CLIPS, *_OPTIONS, *_EMA))
             raise TypeError(f"{found.name} has no parameter {unknown[0]!r}; it has: {known}")
         rate = values.get(found.rate)
         self.schedule = rate if isinstance(rate, LearningRateSchedule) else None
@@ -106,12 +138,33 @@ class Optimizer:
             raise ValueError(f"{found.name} scales by norms of each tensor itself; clipnorm does not go with it")
         self.skip_nonfinite, self.loss_scale = _flag("skip_nonfinite", skip_nonfinite), _scale(loss_scale)
         self.maximize = _flag("maximize", maximize)
-        self.steps_per_epoch = 1  # what a schedule by epochs counts; fit sets it
+        steps = gradient_accumulation_steps
+        self.gradient_accumulation_steps = None if steps is None else _count("gradient_accumulation_steps", steps)
+        self.wrappers: tuple[Wrapper, ...] = ()
+        self.use_ema = _flag("use_ema", use_ema)
+        if self.use_ema:
+            every = 0 if ema_overwrite_frequency is None else _count("ema_overwrite_frequency", ema_overwrite_frequency)
+            momentum = _share("ema_momentum", ema_momentum)
+            self._add(ema, {"ema_momentum": momentum, "ema_overwrite_frequency": every})
+        elif (ema_momentum, ema_overwrite_frequency) != (0.99, None):
+            raise ValueError("ema_momentum and ema_overwrite_frequency need use_ema=True")
+        self.steps_per_epoch = 1.0  # updates, what a schedule by epochs counts; fit sets it
         self.rule = self._compose(found)
 
     def _compose(self, found: OptimizerRule) -> OptimizerRule:
         schedule = self.schedule.rule if self.schedule else None
-        return _composed(found, self.clipvalue is not None, self.maximize, schedule)
+        return _composed(found, self.clipvalue is not None, self.maximize, schedule, self.wrappers)
+
+    def _add(self, wrapper: Wrapper, values: dict[str, float]) -> None:
+        """Let ``wrapper`` follow; the moving average stays the last, so that it is one of the weights as they end."""
+        self.wrappers = tuple(sorted((*self.wrappers, wrapper), key=lambda w: w is ema))
+        known = {**self.values, **{name: float(value) for name, value in values.items()}}
+        self.values = {name: known[name] for owner in (self._found, *self.wrappers) for name in owner.parameters}
+
+    @property
+    def average(self) -> int | None:
+        """Which slot holds averaged weights, those of the last wrapper; None where there are none."""
+        return len(self.rule.slots) - len(self.wrappers[-1].slots) if self.wrappers else None
 
     @property
     def learning_rate(self) -> float:
@@ -129,7 +182,11 @@ class Optimizer:
         """The learning rate of step ``step``, counted from 1."""
         if self.schedule is None:
             return self.learning_rate
-        return self.schedule(step - 1 if self.schedule.per == "step" else (step - 1) // self.steps_per_epoch)
+        return self.schedule(step - 1 if self.schedule.per == "step" else math.ceil(step / self.steps_per_epoch) - 1)
+
+    def count_epochs(self, batches: int) -> None:
+        """An epoch has ``batches`` mini-batches."""
+        self.steps_per_epoch = batches / (self.gradient_accumulation_steps or 1)
 
     @property
     def clipped(self) -> str:
@@ -157,10 +214,15 @@ class Optimizer:
     def config(self) -> dict[str, Any]:
         """The arguments that make the optimizer again, as JSON."""
         config = {"rule": self.rule.name, "weight_decay": self.weight_decay, "global_clipnorm": self.global_clipnorm}
-        for name in ("clipvalue", "clipnorm", "skip_nonfinite", "loss_scale", "maximize"):
+        for name in ("clipvalue", "clipnorm", *_OPTIONS):
             if getattr(self, name):
                 config[name] = getattr(self, name)
-        return {**config, **self.values, **({"schedule": self.schedule.config()} if self.schedule else {})}
+        config |= {name: self.values[name] for name in self._found.parameters}
+        if self.schedule:
+            config["schedule"] = self.schedule.config()
+        if self.wrappers:
+            config["wrappers"] = {w.name: {name: self.values[name] for name in w.parameters} for w in self.wrappers}
+        return config
 
     def __repr__(self) -> str:
         values = ", ".join(f"{key}={value:g}" for key, value in self.values.items())
@@ -272,6 +334,42 @@ class AdamW(Adam):
         super().__init__(*arguments, weight_decay=weight_decay, **options)
 
 
+class _Wrapping(Optimizer):
+    """A copy of ``inner`` that a wrapper follows."""
+
+    def __init__(self, inner: Any, wrapper: Wrapper, values: dict[str, float]) -> None:
+        vars(self).update(copy.copy(vars(get(inner))))
+        if wrapper in self.wrappers:
+            raise ValueError(f"{type(self).__name__} is around this optimizer already")
+        self._add(wrapper, values)
+        self.rule = self._compose(self._found)
+
+
+class Lookahead(_Wrapping):
+    """Every ``k`` updates of ``inner``, slow weights go ``alpha`` of the way to the fast ones, which begin there anew.
+
+    ``inner`` is an optimizer, or what names one. ``with model.averaged_weights():`` holds the slow weights. Zhang,
+    Lucas, Hinton & Ba 2019.
+
+    >>> Lookahead("adam", k=5).config()["wrappers"]
+    {'lookahead': {'lookahead_k': 5.0, 'lookahead_alpha': 0.5}}
+    """
+
+    def __init__(self, inner: Any, k: int = 6, alpha: float = 0.5) -> None:
+        super().__init__(inner, lookahead, {"lookahead_k": _count("k", k), "lookahead_alpha": _share("alpha", alpha)})
+
+
+class SWA(_Wrapping):
+    """The mean of the weights from update ``start`` on, every ``every`` updates; training itself is that of ``inner``.
+
+    ``with model.averaged_weights():`` holds the mean, before ``start`` the weights. Statistics of batch norm are those
+    of the weights in training. Izmailov et al. 2018.
+    """
+
+    def __init__(self, inner: Any, start: int, every: int = 1) -> None:
+        super().__init__(inner, swa, {"swa_start": _count("start", start), "swa_every": _count("every", every)})
+
+
 CONFIGURE[0] = Optimizer  # calling a rule configures it: momentum(lr=0.1)
 
 _CLASSES: dict[str, type[Optimizer]] = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW)}
@@ -295,4 +393,8 @@ def from_config(config: dict[str, Any]) -> Optimizer:
     schedule = config.pop("schedule", None)
     if schedule is not None:
         config[find("optimizer", config["rule"]).rate] = schedules.from_config(schedule)
-    return Optimizer(**config)
+    wrappers = config.pop("wrappers", {})
+    optimizer = Optimizer(**config)
+    for name, values in wrappers.items():
+        optimizer = _Wrapping(optimizer, WRAPPERS[name], values)
+    return optimizer

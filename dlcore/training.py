@@ -111,7 +111,7 @@ class Runner:
         batches = -(-self.count // batch)
         self.bind(order, batches)
         if name == "train":
-            self.optimizer.steps_per_epoch = batches
+            self.optimizer.count_epochs(batches)
             self.engine.write(self.network.hyper, self.optimizer.hyper())
         return batches
 

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -185,7 +185,7 @@ def {name}(w_, g_, s_, stride, u_, n):
 {load}
     for i in range(w.size):
         x = w[i]
-        {results} = update(x * keep, {gradient}{slots}{arguments})
+        {results} = {call}
 """
 
 _SUMMANDS = """
@@ -251,19 +251,28 @@ def gradient_text(rule: Optimizer, g: str, w: str) -> str:
     return f"{scaled} + l2 * {w}"
 
 
+def update_text(rule: Optimizer, uniforms: int, w: str, g: str, slots: Sequence[str]) -> str:
+    """The call of a rule's update on one element."""
+    extra = [*(f"q{k}" for k in range(len(rule.sums))), *(f"u{k}" for k in range(uniforms))]
+    extra += [w] if rule.wrappers else []
+    return f"update({', '.join([f'{w} * keep', gradient_text(rule, g, w), *slots, *extra])})"
+
+
 def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> str:
     """The strip of an optimizer: state read once, written once, clipping and weight decay on the way.
 
     Sums over the tensor lie behind the uniforms, where there are any.
     """
-    states, sums = range(len(rule.slots)), range(len(rule.sums))
+    slots = rule.own_slots if part == "summands" else rule.slots
+    states, sums = range(len(slots)), range(len(rule.sums))
     given = [f"s{k}[i]" for k in states]
     load = [f"    s{k} = view(s_ + {k} * stride, n)" for k in states]
     load += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(uniforms))]
     count = UNIFORM_HEADER + len(uniforms)
-    texts = {"gradient": gradient_text(rule, "g[i]", "x"), "name": name}
-    texts["arguments"] = "".join(f", u{k}" for k in range(len(uniforms)))
+    texts = {"name": name}
     if part == "summands":
+        texts["gradient"] = gradient_text(rule, "g[i]", "x")
+        texts["arguments"] = "".join(f", u{k}" for k in range(len(uniforms)))
         texts |= {"slots": "".join(f", {s}" for s in given), "load": "\n".join(load), "sums": str(len(sums))}
         texts |= {"totals": " = ".join(f"total{k}" for k in sums), "results": "".join(f"q{k}, " for k in sums)}
         texts["add"] = "\n".join(f"        total{k} += float(q{k})" for k in sums)
@@ -272,7 +281,7 @@ def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> st
             texts["results"] = "q0"
         return _SUMMANDS.format(count=count, **texts)
     load += [f"    q{k} = u[{count + k}]" for k in sums]
-    texts |= {"slots": "".join(f", {s}" for s in [*given, *(f"q{k}" for k in sums)]), "load": "\n".join(load)}
+    texts |= {"call": update_text(rule, len(uniforms), "x", "g[i]", given), "load": "\n".join(load)}
     return _UPDATE.format(count=count + len(sums), results=", ".join(["w[i]", *given]), **texts)
 
 

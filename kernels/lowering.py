@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import inspect
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from . import mathfn
-from .rewriting import Backend, Lowered, Rewriter, definition_of, execute, lower_plain, scope_of, selection
+from .rewriting import Backend, Lowered, Rewriter, definition_of, execute, lower_plain, named, scope_of, selection
 from .rule import Optimizer, Rule
 
 _STATE = ("t",)  # what ``h`` offers beside the parameters
+_H = "h"  # what uniforms call it, whatever the functions do
 
 
 class _UniformRewriter(Rewriter):
@@ -78,11 +78,11 @@ class _UniformRewriter(Rewriter):
         return False
 
     def _substitute(self, node: ast.AST) -> ast.AST:
-        names = self.uniform_names
+        names, h = self.uniform_names, self.h
 
         class Substitute(ast.NodeTransformer):
             def visit_Name(self, name: ast.Name) -> ast.AST:
-                return names.get(name.id, name)
+                return ast.Name(_H, ast.Load()) if name.id == h else names.get(name.id, name)
 
         return Substitute().visit(copy.deepcopy(node))
 
@@ -117,25 +117,56 @@ def lower(rule: Rule, part: str, dtype: Any, backend: Backend) -> Lowered:
     """Lower ``rule.value``, ``rule.slope`` (arguments as written, without ``h``), ``rule.update`` or ``rule.summands``.
 
     The two of an optimizer take their arguments and then ``*uniforms``, the same for both; their sources are in
-    ``.uniforms``.
+    ``.uniforms``. The update of a rule with wrappers takes the weight before decay behind them.
     """
     dtype = np.dtype(dtype)
     function = getattr(rule, part)
     if not isinstance(rule, Optimizer):
         return lower_plain(function, dtype, backend, rule.label, rule.parameters)
     uniforms: list[str] = []
+    functions = {"update": rule.update, "summands": rule.summands} | {w.name: w.after for w in rule.wrappers}
     parts = {}
-    for name in ("update", "summands"):
-        if getattr(rule, name) is not None:
-            definition = definition_of(getattr(rule, name), rule.label)
-            rewriter = _UniformRewriter(getattr(rule, name), dtype, backend, rule.label, rule.parameters, uniforms)
+    for name, function in functions.items():
+        if function is not None:
+            definition = definition_of(function, rule.label)
+            rewriter = _UniformRewriter(function, dtype, backend, rule.label, rule.parameters, uniforms)
             rewriter.h = definition.args.args.pop().arg
             rewriter.visit_body(definition)
             parts[name] = definition, rewriter
-    definition, rewriter = parts[part]
-    definition.args.args += [ast.arg(f"_u{k}") for k in range(len(uniforms))]
-    text, executable = execute(definition, f"{rule.name}_{part}", rewriter)
+
+    def made(name: str) -> tuple[str, Any]:
+        definition, rewriter = parts[name]
+        definition.args.args += [ast.arg(f"_u{k}") for k in range(len(uniforms))]
+        return execute(definition, f"{rule.name}_{name}", rewriter)
+
+    text, executable = made(part)
+    if part == "update" and rule.wrappers:
+        inner = {"update": (text, executable)} | {w.name: made(w.name) for w in rule.wrappers}
+        text, executable = _wrapped(rule, len(uniforms), inner, backend)
     return Lowered("\n".join([text, *uniforms]), executable, uniforms)
+
+
+def _wrapped(rule: Optimizer, uniforms: int, inner: dict[str, tuple[str, Any]], backend: Backend) -> tuple[str, Any]:
+    """The update and its wrappers as one function, with the weight before decay as the last argument."""
+    count, extra = len(rule.own_slots), "".join(f", u{k}" for k in range(uniforms))
+    slots = [f"s{k}" for k in range(len(rule.slots))]
+    sums = "".join(f", q{k}" for k in range(len(rule.sums)))
+    before = "".join(f", {s}" for s in slots)
+    results = ", ".join(["new", *slots[:count]])
+    lines = [
+        f"def {rule.name}_wrapped(w, g{before}{sums}{extra}, raw):",
+        f"    {results} = update(w, g{''.join(f', {s}' for s in slots[:count])}{sums}{extra})",
+    ]
+    for w in rule.wrappers:
+        held = ", ".join(["new", *slots[count : count + len(w.slots)]])
+        lines.append(f"    {held} = {w.name}(raw, {held}{extra})")
+        count += len(w.slots)
+    lines.append(f"    return new{before}")
+    text = "\n".join(lines)
+    scope = {name: backend.inline(function) for name, (_, function) in inner.items()}
+    exec(compile(text, f"<dlcore {rule.name} wrapped>", "exec"), scope)
+    text = "\n".join([*(source for source, _ in inner.values()), text])
+    return text, named(scope[f"{rule.name}_wrapped"], text)
 
 
 class _HyperRewriter(Rewriter):
@@ -164,7 +195,7 @@ def lower_uniforms(rule: Optimizer, uniforms: list[str], backend: Backend) -> Lo
     """
     function = rule.update
     rewriter = _HyperRewriter(function, backend, rule.label, {n: k for k, n in enumerate(rule.parameters)}, _STATE)
-    rewriter.h = inspect.getfullargspec(function).args[-1]
+    rewriter.h = _H
     if rule.summands is not None:
         rewriter.scope = {**scope_of(rule.summands), **rewriter.scope}
     body: list[ast.stmt] = []

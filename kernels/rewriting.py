@@ -241,9 +241,13 @@ def execute(definition: ast.FunctionDef, name: str, rewriter: Rewriter) -> tuple
     module = ast.fix_missing_locations(ast.Module([definition], []))
     text = "\n".join([*sorted(rewriter.meaning), ast.unparse(module)])
     exec(compile(module, rewriter.file, "exec"), rewriter.globals)
-    function = rewriter.globals[name]
-    function.__qualname__ = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"  # symbols are formed from it
-    return text, function
+    return text, named(rewriter.globals[name], text)
+
+
+def named(function: Any, text: str) -> Any:
+    """``function`` with a qualified name of its text: symbols are formed from it."""
+    function.__qualname__ = f"{function.__name__}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return function
 
 
 def lower_plain(function: Any, dtype: np.dtype, backend: Backend, label: str, constants: dict[str, float]) -> Lowered:

@@ -155,7 +155,8 @@ class Optimizer(Rule):
     ``h.t`` is the number of the step, counted from 1. Whatever depends on ``h`` alone is computed once a step, in
     float64. ``decoupled`` makes weight decay act on the weights (AdamW) and not on the gradient (L2). ``sums`` are what
     ``summands(w, g, *slots, h)`` adds up to over the tensor the element belongs to. ``limited`` clips the gradient by
-    value, ``maximize`` takes its other sign, and ``schedule`` changes the learning rate from step to step.
+    value, ``maximize`` takes its other sign, and ``schedule`` changes the learning rate from step to step. ``wrappers``
+    follow the update (see wrappers.py); their parameters and slots stand behind the rule's own.
     """
 
     update: Callable[..., Any] = None  # type: ignore[assignment]
@@ -166,6 +167,7 @@ class Optimizer(Rule):
     limited: bool = False
     maximize: bool = False
     schedule: Any = None
+    wrappers: tuple[Any, ...] = ()
 
     kind: ClassVar[str] = "optimizer"
 
@@ -184,6 +186,16 @@ class Optimizer(Rule):
         return "lr" if "lr" in self.parameters else "learning_rate"
 
     @property
+    def own_slots(self) -> tuple[str, ...]:
+        """The slots without those of the wrappers."""
+        return self.slots[: len(self.slots) - sum(len(w.slots) for w in self.wrappers)]
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """Equal for rules that can go on from each other's slots."""
+        return self.update, tuple(w.after for w in self.wrappers)
+
+    @property
     def hyper(self) -> tuple[str, ...]:
         """The numbers that kernels read, in their order."""
         limit = ("clip_value",) if self.limited else ()
@@ -194,7 +206,8 @@ class Optimizer(Rule):
     def form(self) -> tuple[Any, ...]:
         """Equal for rules that are one kernel: those that differ in values only."""
         schedule = None if self.schedule is None else (self.schedule.main, tuple(self.schedule.parameters))
-        return self.update, self.summands, tuple(self.parameters), self.decoupled, self.limited, self.maximize, schedule
+        options = self.decoupled, self.limited, self.maximize
+        return *self.state, self.summands, tuple(self.parameters), *options, schedule
 
     def tensor_sums(self, function: Callable[..., Any]) -> Optimizer:
         """Attach ``summands``, one value for each of ``sums``, and register the rule."""

@@ -12,7 +12,7 @@ LONGEST = 420
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
     {"mathfn", "names", "rule", "device", "philox", "instructions", "precision", "loss_scale"},
-    {"check", "activations", "piecewise", "losses", "optimizers", "schedules", "program"},
+    {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program"},
     {"native", "rewriting", "lowering", "cache"},
     {"compile"},
     {"cpu", "cuda"},

@@ -28,6 +28,9 @@ SIZES = {
     "V": 6,
     "s": 1,
     "t": 3,
+    "A": ROW_COUNT,
+    "E": 1,
+    "q": 75,
 }
 BLOCKS = [[0, 4096, 0], [4096, 20_000, 0], [20_016, 39_999, 1]]
 # Steps that call what they know by its address only, or sum with vector instructions; the tests of the kernels compare
@@ -46,7 +49,7 @@ IN_PYTHON = [
 ]
 SCALARS = {
     "momentum": 0.9, "epsilon": 1e-3, "rate": 0.4, "layer": 2, "threshold": 0.1, "mean": 1.0, "keep": 0.8,
-    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6,
+    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6, "steps": 9,
 }  # fmt: skip
 
 
@@ -63,7 +66,10 @@ def operand(spec, dtype, rng, full):
         return values.astype(np.int64)
     if spec.name == "hyper":
         return rng.uniform(0.01, 0.02, shape)  # a norm that clips
-    return rng.uniform(-1.0 if spec.name == "w" else 0.1, 2.0, shape).astype(np.float64 if spec.dtype == "d" else dtype)
+    values = rng.uniform(-1.0 if spec.name == "w" else 0.1, 2.0, shape)
+    if spec.name == "uniforms":
+        values[4] = 0  # no step is skipped
+    return values.astype(np.float64 if spec.dtype == "d" else dtype)
 
 
 def run_plainly(op, arrays, scalars, dtype):

@@ -132,6 +132,9 @@ def _operands(op, size, rule, rng):
             values[spec.name] = np.array([*parameters, 0.01, 0.7])
         elif spec.name == "uniforms":
             values[spec.name] = rng.uniform(0.1, 0.9, shape)
+            values[spec.name][..., 4] *= (
+                op.name != "accumulate_gradient"
+            )  # which does nothing in a step that is skipped
         elif spec.access == "write":
             values[spec.name] = np.full(shape, np.nan)
         else:
@@ -143,7 +146,7 @@ def _operands(op, size, rule, rng):
 
 
 _SCALARS = {"momentum": 0.9, "epsilon": 1e-5, "rate": 0.3, "layer": 2.0, "mean": 1.0, "threshold": 0.3,
-            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7}  # fmt: skip
+            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7, "steps": 3.0}  # fmt: skip
 
 
 def _program(op, values, absent, rule, dtype):

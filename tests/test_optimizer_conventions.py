@@ -142,7 +142,8 @@ def test_the_catalogue_says_of_each_method_what_it_is_or_why_it_is_not():
         assert row["reference"]
         assert bool(row["rules"]) != bool(row["reason"]), row
         for name in row["rules"].split():
-            find("optimizer", name)
+            if not hasattr(optimizers, name):
+                find("optimizer", name)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.004, 0.5])

@@ -23,6 +23,7 @@ from .. import mathfn, native
 from ..instructions import Instruction, Op
 from ..native import VIEWS, float_of_bits, view_words
 from . import (
+    accumulation,
     by_tensor,
     dense,
     dropout,
@@ -56,8 +57,8 @@ _FROM_CONTEXT = {
 def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
     for module in (
-        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, dropout, products,
-        threads,
+        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, accumulation,
+        dropout, products, threads,
     ):  # fmt: skip
         body = getattr(module, op, None)
         if body is not None:

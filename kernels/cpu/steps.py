@@ -88,6 +88,9 @@ _NEW = [
             division="parts"),
     declare("move_scale", "counts:B[d] +scaler:L[d] +step:Q[i] +uniforms:U",
             "uniforms[0] /= scale, uniforms[4] = 1 where a count is not 0; the scale moves", division="one"),
+    declare("add_gradient", "g:P +total:P turn:Q[i] uniforms:U", "total of accumulate_gradient", division="parts"),
+    declare("end_turn", "+turn:Q[i] +batches:Q[i] +step:Q[i] +uniforms:U", "the rest of accumulate_gradient",
+            scalars="steps", division="one"),
     declare("block_squares", "g:P blocks:Bt[i] >partial:Bs[d]", "sums of g^2 over the blocks", division="parts"),
     declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >partial:Bs[d]",
             "sums of the rule's summands over the blocks", rule="optimizer", division="parts"),
@@ -106,6 +109,7 @@ MADE_OF_STEPS = (
     "prelu_backward",
     "weight_penalty",
     "check_finite",
+    "accumulate_gradient",
     "clip_by_global_norm",
     "clip_by_norm",
     "tensor_sums",
@@ -179,6 +183,10 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         counts = _temporary("counts", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
         yield step("count_not_finite", [g, counts])
         yield step("move_scale", [counts, scaler, count, uniforms])
+    elif name == "accumulate_gradient":
+        g, total, turn, batches, count, uniforms = operands
+        yield step("add_gradient", [g, total, turn, uniforms])
+        yield step("end_turn", [turn, batches, count, uniforms], None, instruction.scalars)
     elif name == "clip_by_norm":
         g, hyper, uniforms, blocks, rows = operands
         partial = _temporary("partial", (blocks.shape[0], 1), np.float64)

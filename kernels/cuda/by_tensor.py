@@ -144,7 +144,7 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
     if key not in _summands:
         function, low = lowered(rule, "summands", dtype)
         lanes, load, _ = access(dtype)
-        slots = [f"s{k}" for k in range(len(rule.slots))]
+        slots = [f"s{k}" for k in range(len(rule.own_slots))]
         rows = [f"    {slot} = s[{k}]" for k, slot in enumerate(slots)]
         rows += [f"    {name} = u[{k}]" for k, name in enumerate(("scale", "l2", "keep", "limit"))]
         rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(low.uniforms))]
@@ -161,7 +161,7 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
 def tensor_sums(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
     """``rows[t]`` = uniforms, and behind them the sums over tensor ``t`` of the rule's summands."""
     partial = scratch(w, (blocks.shape[0], len(rule.sums)))
-    sums = _block_sums(rule, w.dtype, wide_arrays(rule, w, g, slots))
+    sums = _block_sums(rule, w.dtype, wide_arrays(rule, w, g, slots)[: 2 + len(rule.own_slots)])
     return [
         Launch(sums, (blocks.shape[0],), (BLOCK,), (w, g, slots, uniforms, blocks, partial)),
         Launch(_rows(w.dtype, len(rule.sums), False), (rows.shape[0],), (BLOCK,), (partial, uniforms, blocks, rows)),

@@ -36,7 +36,7 @@ from .machine_code import Kernel, argument_types, describe, meaning
 SIMULATED = simulated()
 MODULES = (
     "dense", "rowwise", "row_losses", "softmax", "prelu", "norm", "group_norm", "weights", "update", "by_tensor",
-    "finite", "dropout", "products",
+    "finite", "accumulation", "dropout", "products",
 )  # fmt: skip
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row

@@ -22,7 +22,7 @@ import numba
 import numpy as np
 from numba import cuda
 
-from ..compile import UNIFORM_HEADER, begin_functions, begin_text, gradient_text
+from ..compile import UNIFORM_HEADER, begin_functions, begin_text, update_text
 from ..rewriting import select_max, select_min
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
@@ -215,7 +215,7 @@ def load_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> 
     return f"        {values}= {''.join(each)}"
 
 
-def _store(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
+def store_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
     values = "".join(f"{name}{k}, " for k in range(lanes))
     if wide:
         return f"        store{'_half' if half else ''}({array}, i, ({values}))"
@@ -225,9 +225,7 @@ def _store(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str
 
 
 def _apply(rule: Any, uniforms: int, w: str, g: str, slots: Sequence[str], results: Sequence[str]) -> str:
-    extra = [*(f"q{k}" for k in range(len(rule.sums))), *(f"u{k}" for k in range(uniforms))]
-    gradient = gradient_text(rule, g, w)
-    return f"        {', '.join(results)} = update({', '.join([f'{w} * keep', gradient, *slots, *extra])})"
+    return f"        {', '.join(results)} = {update_text(rule, uniforms, w, g, slots)}"
 
 
 _kernels: dict[Any, Any] = {}
@@ -253,11 +251,11 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
     rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(uniforms)]
     rows += [f"    q{k} = u[{k + UNIFORM_HEADER + uniforms}]" for k in range(len(rule.sums))]
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
-    stores = [_store(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
+    stores = [store_text(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
     last = [apply("x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
     last += [f"        {arrays[at]}[i] = {value}" for value, at in written.items()]
     if half:
-        stores.append(_store("new_w", "copy", lanes, wide[-1], half))
+        stores.append(store_text("new_w", "copy", lanes, wide[-1], half))
         last.append("        store_half1(copy, i, (new_w,))")
     form = "_by_tensor" if by_tensor else "_mixed" if half else ""
     name = f"optimizer_update{form}{'' if any(wide) else '_scalar'}"
