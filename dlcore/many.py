@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from . import random, training
 from .kernels import get_num_threads
+from .kernels.device import ordinal
 from .model import Sequential
 from .training import Data, History, Runner, Slices
 
@@ -71,7 +72,8 @@ def fit_many(
     _compare_shapes(models)
     data = models[0]._data(x, y)
     batch = min(batch_size, len(data.samples))
-    fleet = (_OnThreads if models[0].device == "cpu" else _OnCuda)(data, batch)
+    device = models[0].device
+    fleet = _OnThreads(data, batch) if device == "cpu" else _OnCuda(data, batch, ordinal(device))
     slices = Slices()
     histories = [History() for _ in models]
     reported: set[int] = set()
@@ -182,11 +184,11 @@ class _OnThreads(_Fleet):
 class _OnCuda(_Fleet):
     """All models are in each launch of a kernel."""
 
-    def __init__(self, data: Data, batch: int) -> None:
+    def __init__(self, data: Data, batch: int, ordinal: int = 0) -> None:
         from .kernels.cuda.fleet import Fleet
 
         super().__init__(data, batch)
-        self.fleet = Fleet(samples=data.samples, targets=data.targets)
+        self.fleet = Fleet(ordinal, samples=data.samples, targets=data.targets)
 
     def taking(self, runners: list[Runner]) -> AbstractContextManager[Any]:
         self.runners = runners

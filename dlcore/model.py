@@ -104,7 +104,7 @@ class Sequential:
         if type(first) is Input:
             self.build(first.shape)
         elif x is not None:
-            shape = np.shape(x)
+            shape = arrays.shape_of(x, self.device)
             if len(shape) < 2:
                 raise ValueError(f"x has shape {shape}; expected (samples, features)")
             self.build(shape[1:])
@@ -187,11 +187,11 @@ class Sequential:
         with self._lock:
             self._ensure_built(x)
             dtype = self.dtype
-            matrix = arrays.samples(x, self.input_shape, dtype)
+            matrix = arrays.samples(x, self.input_shape, dtype, device=self.device)
             if not matrix.shape[0]:
                 raise ValueError("x has no samples")
             logits = loss.from_logits or self._absorbs()
-            target = arrays.targets(y, matrix.shape[0], self._outputs(), loss, logits, dtype)
+            target = arrays.targets(y, matrix.shape[0], self._outputs(), loss, logits, dtype, self.device)
             weight = arrays.weights(sample_weight, class_weight, target, dtype)
             return training.Data(matrix, target, weight)
 
@@ -278,7 +278,7 @@ class Sequential:
         with self._lock:
             if not self.built:
                 self._ensure_built(x)
-            matrix = arrays.samples(x, self.input_shape, self.dtype)
+            matrix = arrays.samples(x, self.input_shape, self.dtype, device=self.device)
             assert self._network is not None
             return training.predict(self._engine, self._network, matrix, rows)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from . import random
 from .callbacks import Callback
+from .kernels.exchange import module_of
 from .network import Network
 from .optimizers import Optimizer
 
@@ -103,8 +105,8 @@ class Runner:
         bindings = {"samples": self.data.samples, "targets": self.data.targets, "order": order}
         if self.data.weights is not None:
             bindings["weights"] = self.data.weights
-        histories = {f"history_{name}": np.zeros(batches) for name in self.network.histories}
-        self.engine.bind(**bindings, **histories)
+        self.engine.bind(**bindings)
+        self.engine.bind_histories([f"history_{name}" for name in self.network.histories], batches)
 
     def begin(self, name: str, batch: int, order: np.ndarray) -> int:
         """Make the engine ready for a pass of list ``name`` over all samples; the number of its mini-batches."""
@@ -123,10 +125,14 @@ class Runner:
 
         Slices().run(self.begin(name, batch, order), call, after)
 
+    def histories(self) -> dict[str, np.ndarray]:
+        """Loss and metrics of each mini-batch so far, by name: one transfer from a GPU."""
+        found = self.engine.fetch_histories()
+        return {name: found[f"history_{name}"] for name in self.network.histories}
+
     def means(self, batch: int, done: int) -> dict[str, float]:
         """The mean over the samples of the first ``done`` mini-batches of each history."""
-        histories = {name: self.engine.fetch(f"history_{name}") for name in self.network.histories}
-        return mean_values(histories, batch, self.count, done)
+        return mean_values(self.histories(), batch, self.count, done)
 
     def learning_rate(self) -> float:
         """The learning rate of the last step."""
@@ -139,15 +145,16 @@ class Runner:
         assert self.network.scaler is not None
         return float(self.engine.read(self.network.scaler)[3])
 
-    def first_not_finite(self) -> int | None:
-        """The number of the first mini-batch whose loss is NaN or infinite; None if there is none."""
-        wrong = np.flatnonzero(~np.isfinite(self.engine.fetch("history_loss")))
-        return int(wrong[0]) if wrong.size else None
-
     def whole(self, name: str) -> dict[str, float]:
         """Run all samples as one mini-batch."""
         self.run(name, self.count, np.arange(self.count))
         return self.means(self.count, 1)
+
+
+def first_not_finite(losses: np.ndarray) -> int | None:
+    """The number of the first mini-batch whose loss is NaN or infinite; None if there is none."""
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    return int(wrong[0]) if wrong.size else None
 
 
 def mean_values(histories: dict[str, np.ndarray], batch: int, count: int, done: int) -> dict[str, float]:
@@ -168,13 +175,13 @@ def next_order(count: int, shuffler: np.random.Generator | None) -> np.ndarray:
     return np.arange(count) if shuffler is None else shuffler.permutation(count)
 
 
-def _epoch(runner: Runner, batch: int, order: np.ndarray, bar: Any) -> dict[str, float]:
+def _epoch(runner: Runner, batch: int, order: np.ndarray, bar: Any) -> dict[str, np.ndarray]:
     def after(steps: int, done: int) -> None:
         bar.update(steps)
         bar.set_postfix_str(describe(runner.means(batch, done)), refresh=False)
 
     runner.run("train", batch, order, None if bar is None else after)
-    return runner.means(batch, -(-runner.count // batch))
+    return runner.histories()
 
 
 def fit(
@@ -209,8 +216,9 @@ def fit(
             with model._lock:
                 runner = model._runner(data, batch)
                 model._engine.hold(*data.arrays, *([] if validation is None else validation.arrays))
-                values = _epoch(runner, batch, order, bar)
-                bad = runner.first_not_finite()
+                histories = _epoch(runner, batch, order, bar)
+                values = mean_values(histories, batch, runner.count, -(-runner.count // batch))
+                bad = first_not_finite(histories["loss"])
                 if validation is not None:
                     held_out = evaluate(model, validation, max(batch, model._engine.rows))
                     values |= {f"val_{name}": value for name, value in held_out.items()}
@@ -240,26 +248,35 @@ def fit(
     return history
 
 
+@contextmanager
+def where_they_are(engine: Any, *arrays: Any) -> Iterator[None]:
+    """Arrays on a GPU are read where they are meanwhile; others are bound as ever."""
+    there = [array for array in arrays if module_of(array) is not np and not engine.holds(array)]
+    engine.hold(*there)
+    try:
+        yield
+    finally:
+        if there:
+            engine.release(*there)
+
+
 def evaluate(model: Any, data: Data, batch: int) -> dict[str, float]:
     """Mean loss and metrics over ``data``."""
     batch = min(batch, len(data.samples))
     runner = model._runner(data, batch)
-    runner.run("test", batch, np.arange(runner.count))
-    return runner.means(batch, -(-runner.count // batch))
+    with where_they_are(runner.engine, *data.arrays):
+        runner.run("test", batch, np.arange(runner.count))
+        return runner.means(batch, -(-runner.count // batch))
 
 
 def predict(engine: Any, network: Network, samples: np.ndarray, batch: int) -> np.ndarray:
     """The outputs for ``samples``."""
     assert network.output is not None
     count = len(samples)
-    result = np.empty((count, network.output.shape[1]), network.program.dtype)
     if not count:
-        return result
+        return np.empty((count, network.output.shape[1]), network.program.dtype)
     batch = min(batch, count)
     engine.reserve(batch)
-    engine.bind(samples=samples, order=np.arange(count))
-    for index in range(-(-count // batch)):
-        rows = min(batch, count - index * batch)
-        engine.run("predict", 1, batch, count, index)
-        result[index * batch : index * batch + rows] = engine.read(network.output)[:rows]
-    return result
+    with where_they_are(engine, samples):
+        engine.bind(samples=samples, order=np.arange(count))
+        return engine.outputs("predict", network.output, batch, count)

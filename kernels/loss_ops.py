@@ -16,13 +16,14 @@ def softmax_cross_entropy(
     ``target`` holds class numbers ``(batch,)`` of an integer dtype, or probabilities ``(batch, classes)``. With
     ``label_smoothing`` they become ``(1 - label_smoothing) target + label_smoothing / classes``. Szegedy et al. 2016.
     """
-    backend = _backend(z, target, sample_weight)
+    backend = _backend(z=z, target=target, sample_weight=sample_weight)
     z = _float("z", z, backend)
     _matrix("z", z)
     loss, dz = backend.empty(z.shape[:1], z.dtype), backend.empty(z.shape, z.dtype)
     weight = None if sample_weight is None else _float("sample_weight", sample_weight, backend)
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing!r}")
+    target = backend.array("target", target)
     labels = target.ndim == 1
     target = _labels(target, z.shape[1], backend) if labels else _float("target", target, backend)
     if label_smoothing:
@@ -67,7 +68,7 @@ def hellinger_distance(p: Any, target: Any, *, sample_weight: Any = None) -> tup
 def _loss(
     op: str, p: Any, target: Any, sample_weight: Any, rule: Any = None, scalars: tuple[float, ...] = ()
 ) -> tuple[Any, Any]:
-    backend = _backend(p, target, sample_weight)
+    backend = _backend(p=p, target=target, sample_weight=sample_weight)
     p, target = _float("p", p, backend), _float("target", target, backend)
     _matrix("p", p)
     weight = None if sample_weight is None else _float("sample_weight", sample_weight, backend)

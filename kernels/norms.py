@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from .instructions import ShapeError
-from .ops import _backend, _float, _in_place, _matrix, _run
+from .ops import _backend, _float, _matrix, _run
 
 
 def _floats(backend: Any, **arrays: Any) -> list[Any]:
@@ -47,11 +47,11 @@ def batch_norm_forward(
     and all places; the running variance takes the unbiased one: ``running = momentum * running + (1 - momentum) *
     batch``. All but ``x`` and ``y`` are of shape ``(channels,)``.
     """
-    backend = _backend(x, gamma, beta, running_mean, running_var)
+    backend = _backend(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
     x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
     _channels(x, gamma)
-    _in_place("running_mean", running_mean)
-    _in_place("running_var", running_var)
+    running_mean = backend.in_place("running_mean", running_mean)
+    running_var = backend.in_place("running_var", running_var)
     y, mean, rstd = (backend.empty(s, x.dtype) for s in (x.shape, gamma.shape, gamma.shape))
     flat_x, flat_y = _rows(x, y)
     operands = [flat_x, gamma, beta, running_mean, running_var, mean, rstd, flat_y]
@@ -63,7 +63,7 @@ def batch_norm_inference(
     x: Any, gamma: Any, beta: Any, running_mean: Any, running_var: Any, *, epsilon: float = 1e-5
 ) -> Any:
     """``gamma (x - running_mean) / sqrt(running_var + epsilon) + beta`` for ``x (batch, channels, *spatial)``."""
-    backend = _backend(x, gamma, beta, running_mean, running_var)
+    backend = _backend(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
     x, *rest = _floats(backend, x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
     _channels(x, gamma)
     y = backend.empty(x.shape, x.dtype)
@@ -72,8 +72,8 @@ def batch_norm_inference(
     return y
 
 
-def _backward(op: str, dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
-    backend = _backend(dy, x, gamma, mean, rstd)
+def _backward(op: str, dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any, backend: Any = None) -> tuple[Any, Any, Any]:
+    backend = backend or _backend(dy=dy, x=x, gamma=gamma, mean=mean, rstd=rstd)
     dy, x, gamma, mean, rstd = _floats(backend, dy=dy, x=x, gamma=gamma, mean=mean, rstd=rstd)
     _channels(x, gamma, dy)
     new = backend.empty if x.size else backend.zeros  # sums over nothing are 0
@@ -95,7 +95,7 @@ def group_norm_forward(x: Any, gamma: Any, beta: Any, groups: int, *, epsilon: f
     each group of ``channels / groups`` neighbouring channels of a sample, and ``gamma, beta (channels,)``. As many
     groups as channels are instance norm. Wu & He 2018; Ulyanov, Vedaldi & Lempitsky 2016.
     """
-    backend = _backend(x, gamma, beta)
+    backend = _backend(x=x, gamma=gamma, beta=beta)
     x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
     _channels(x, gamma)
     if isinstance(groups, bool) or not hasattr(groups, "__index__") or groups < 1 or x.shape[1] % groups:
@@ -117,7 +117,7 @@ def layer_norm_forward(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-5) 
 
     ``y = gamma (x - mean) rstd + beta``, ``rstd = 1 / sqrt(var + epsilon)`` with the biased variance.
     """
-    backend = _backend(x, gamma, beta)
+    backend = _backend(x=x, gamma=gamma, beta=beta)
     x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
     _matrix("x", x)
     _channels(x, gamma)
@@ -128,9 +128,10 @@ def layer_norm_forward(x: Any, gamma: Any, beta: Any, *, epsilon: float = 1e-5) 
 
 def layer_norm_backward(dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any) -> tuple[Any, Any, Any]:
     """``(dx, dgamma, dbeta)``; ``mean`` and ``rstd`` are those :func:`layer_norm_forward` returned."""
-    x, mean, rstd = _floats(_backend(dy, x, gamma, mean, rstd), x=x, mean=mean, rstd=rstd)
+    backend = _backend(dy=dy, x=x, gamma=gamma, mean=mean, rstd=rstd)
+    x, mean, rstd = _floats(backend, x=x, mean=mean, rstd=rstd)
     _matrix("x", x)
     if mean.shape != x.shape[:1] or rstd.shape != mean.shape:
         name, shape = ("mean", mean.shape) if mean.shape != x.shape[:1] else ("rstd", rstd.shape)
         raise ShapeError(f"{name} has shape {shape}; expected ({x.shape[0]},), the rows of x")
-    return _backward("group_norm_backward", dy, x, gamma, mean.reshape(-1, 1), rstd.reshape(-1, 1))
+    return _backward("group_norm_backward", dy, x, gamma, mean.reshape(-1, 1), rstd.reshape(-1, 1), backend)

@@ -9,7 +9,7 @@ import numpy as np
 from .compile import UNIFORM_HEADER, uniforms_of
 from .cpu import eager
 from .instructions import MIXED, ShapeError
-from .ops import _backend, _Cpu, _float, _in_place
+from .ops import _backend, _Cpu, _float
 from .program import tensor_blocks
 from .rule import Optimizer, RuleError, find
 
@@ -59,7 +59,16 @@ def optimizer_update(
     if values and not values.keys() <= rule.parameters.keys():
         unknown = min(values.keys() - rule.parameters.keys())
         raise RuleError(f"{rule.name} has no parameter {unknown!r}; it has: {', '.join(rule.parameters)}")
-    backend = _backend(w, g, *slots, master)
+    backend = _backend(w=w, g=g, **{f"slots[{k}]": slot for k, slot in enumerate(slots)}, master=master)
+    given = (w, g, *slots, master)
+    w, g = backend.in_place("w", w), backend.array("g", g)
+    slots = [backend.in_place(f"slots[{k}]", slot, contiguous=False) for k, slot in enumerate(slots)]
+    master = None if master is None else backend.in_place("master", master)
+    if backend is _Cpu and any(a is not b for a, b in zip((w, g, *slots, master), given, strict=True)):
+        optimizer_update(  # arrays of another library: from here on they are NumPy's
+            rule, w, g, slots, step=step, weight_decay=weight_decay, clip_norm=clip_norm, master=master, **values
+        )
+        return
     half = _half(w, g, master)
     weights, of = (w, "w") if master is None else (master, "master")
     if len(slots) != len(rule.slots):
@@ -70,7 +79,6 @@ def optimizer_update(
             raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {expected}")
     if step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
-    _in_place("w", w)
     gradient = backend.contiguous(g) if half else _float("g", g, backend)
     if gradient.shape != w.shape:
         raise ShapeError(f"g has shape {gradient.shape}; expected {w.shape}, that of w")
@@ -89,32 +97,33 @@ def optimizer_update(
     if backend is _Cpu and len(slots) <= 2 and not rule.sums and all(slot.flags.carray for slot in slots):
         eager.new_update(rule, w, clipped)((w, gradient, *slots), step, settings)
         return
-    parameters = [*(rule.parameters | values).values()]
-    hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
-    count = backend.contiguous(np.array([step - 1], np.int64))
-    uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), weights.dtype)
-    state = backend.empty((len(slots), w.size), weights.dtype)
-    for row, slot in zip(state, slots, strict=True):
-        row[...] = slot.ravel()
-    copy, gradient = w.ravel(), gradient.ravel()
-    if half == "bfloat16":  # CUDA has no arrays of it
-        copy, gradient = copy.view(np.uint16), gradient.view(np.uint16)
-    backend.run("optimizer_begin", [hyper, count, uniforms], rule)
-    if clip_norm > 0:
-        clip = MIXED["clip_by_global_norm_mixed"] if half else "clip_by_global_norm"
-        backend.run(clip, [gradient, hyper, uniforms])
-    if half:
-        operands = [weights.ravel(), gradient, state, copy, uniforms]
-        backend.run(MIXED["optimizer_update_mixed"], operands, rule)
-    elif rule.sums:
-        blocks = backend.contiguous(tensor_blocks([w.size], [0]))
-        rows = backend.empty((1, uniforms.size + len(rule.sums)), w.dtype)
-        backend.run("tensor_sums", [copy, gradient, state, uniforms, blocks, rows], rule)
-        backend.run("optimizer_update_by_tensor", [copy, gradient, state, rows, blocks], rule)
-    else:
-        backend.run("optimizer_update", [copy, gradient, state, uniforms], rule)
-    for row, slot in zip(state, slots, strict=True):
-        slot[...] = row.reshape(slot.shape)
+    with backend.current():
+        parameters = [*(rule.parameters | values).values()]
+        hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
+        count = backend.contiguous(np.array([step - 1], np.int64))
+        uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), weights.dtype)
+        state = backend.empty((len(slots), w.size), weights.dtype)
+        for row, slot in zip(state, slots, strict=True):
+            row[...] = slot.ravel()
+        copy, gradient = w.ravel(), gradient.ravel()
+        if half == "bfloat16":  # CUDA has no arrays of it
+            copy, gradient = copy.view(np.uint16), gradient.view(np.uint16)
+        backend.run("optimizer_begin", [hyper, count, uniforms], rule)
+        if clip_norm > 0:
+            clip = MIXED["clip_by_global_norm_mixed"] if half else "clip_by_global_norm"
+            backend.run(clip, [gradient, hyper, uniforms])
+        if half:
+            operands = [weights.ravel(), gradient, state, copy, uniforms]
+            backend.run(MIXED["optimizer_update_mixed"], operands, rule)
+        elif rule.sums:
+            blocks = backend.contiguous(tensor_blocks([w.size], [0]))
+            rows = backend.empty((1, uniforms.size + len(rule.sums)), w.dtype)
+            backend.run("tensor_sums", [copy, gradient, state, uniforms, blocks, rows], rule)
+            backend.run("optimizer_update_by_tensor", [copy, gradient, state, rows, blocks], rule)
+        else:
+            backend.run("optimizer_update", [copy, gradient, state, uniforms], rule)
+        for row, slot in zip(state, slots, strict=True):
+            slot[...] = row.reshape(slot.shape)
 
 
 def _half(w: Any, g: Any, master: Any) -> str:
@@ -130,5 +139,4 @@ def _half(w: Any, g: Any, master: Any) -> str:
         raise ShapeError(f"g is {getattr(g, 'dtype', type(g).__name__)}; expected {w.dtype}, the dtype of w")
     if master.dtype != np.float32 or master.shape != w.shape:
         raise ShapeError(f"master is {master.dtype} {master.shape}; expected float32 {w.shape}, the shape of w")
-    _in_place("master", master)
     return name

@@ -11,7 +11,7 @@ LONGEST = 420
 
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
-    {"mathfn", "names", "rule", "device", "philox", "instructions", "precision", "loss_scale"},
+    {"mathfn", "names", "rule", "device", "philox", "instructions", "precision", "loss_scale", "exchange"},
     {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program"},
     {"native", "rewriting", "lowering", "cache"},
     {"compile"},
@@ -20,8 +20,8 @@ FLOORS = [
     {"norms", "updates", "loss_ops", "products"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
-# device.engine() hands out the engine of a device: it imports upwards, when it is called.
-EXCEPTIONS = {("device", "cpu"), ("device", "cuda")}
+# device.engine() hands out the engine of a device, exchange asks CuPy through cuda: they import upwards, when called.
+EXCEPTIONS = {("device", "cpu"), ("device", "cuda"), ("exchange", "cuda")}
 
 
 def relative_imports(path):

@@ -42,6 +42,7 @@ class Engine:
         self._workspaces: dict[int, Workspace] = {}
         self._estimates: dict[tuple[str, int], float] = {}
         self._externs: dict[str, np.ndarray] = {}
+        self._histories: dict[str, np.ndarray] = {}
         self.lock = threading.RLock()
         self.reserve(rows)
         for buffer, value in program.constants.items():
@@ -88,6 +89,28 @@ class Engine:
         """Nothing to do: arrays are bound where they are."""
 
     release = hold
+
+    def holds(self, array: np.ndarray) -> bool:
+        """Arrays are where they are."""
+        return True
+
+    def bind_histories(self, names: Sequence[str], batches: int) -> None:
+        """Give externs empty histories of ``batches`` mini-batches each."""
+        self._histories = {name: np.zeros(batches) for name in names}
+        self.bind(**self._histories)
+
+    def fetch_histories(self) -> dict[str, np.ndarray]:
+        """What :meth:`bind_histories` gave, with what was written into it."""
+        return self._histories
+
+    def outputs(self, name: str, buffer: Buffer, batch: int, samples: int) -> np.ndarray:
+        """Run list ``name`` for all mini-batches; what each leaves in the first rows of ``buffer``."""
+        result = np.empty((samples, *buffer.shape[1:]), buffer.dtype)
+        for index in range(-(-samples // batch)):
+            self.run(name, 1, batch, samples, index)
+            part = result[index * batch : (index + 1) * batch]
+            part[...] = self._views[buffer][: len(part)]
+        return result
 
     def fetch(self, name: str) -> np.ndarray:
         """The array bound to ``name``, with what was written into it."""

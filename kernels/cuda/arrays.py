@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from ..device import DeviceError
+from ..exchange import check_writeable
 from ..instructions import Instruction, Op, ShapeError
-from . import driver
+from . import driver, foreign
 from .launch import SIMULATED, Launch, plan
 
 if SIMULATED:
@@ -26,7 +28,7 @@ class _Simulated:
     on = staticmethod(nullcontext)
 
     @staticmethod
-    def stream() -> Any:
+    def stream(device: int = 0) -> Any:
         return None
 
     @staticmethod
@@ -36,6 +38,14 @@ class _Simulated:
     @staticmethod
     def to_device(array: Any) -> Any:
         return np.array(array)
+
+    @staticmethod
+    def copy(there: Any, array: Any) -> None:
+        there[...] = array
+
+    @staticmethod
+    def there(array: Any) -> bool:
+        return False
 
     @staticmethod
     def to_host(array: Any) -> np.ndarray:
@@ -62,7 +72,7 @@ def _simulated(value: Any) -> Any:
 
 
 class _Device:
-    """Memory of the GPU: CuPy arrays, on CuPy's current device."""
+    """Memory of the GPU: CuPy arrays, on CuPy's current device, which is that of the stream within :meth:`on`."""
 
     @staticmethod
     def zeros(shape: Any, dtype: Any) -> Any:
@@ -71,10 +81,11 @@ class _Device:
         return cupy.zeros(shape, dtype)
 
     @staticmethod
-    def stream() -> Any:
+    def stream(device: int = 0) -> Any:
         import cupy
 
-        return cupy.cuda.Stream(non_blocking=True)
+        with cupy.cuda.Device(device):
+            return cupy.cuda.Stream(non_blocking=True)
 
     @staticmethod
     def wait(stream: Any) -> None:
@@ -84,18 +95,34 @@ class _Device:
     @staticmethod
     @contextmanager
     def on(stream: Any) -> Iterator[None]:
-        """Work of CuPy goes to ``stream``, behind what the caller's stream holds; neither waits on the host."""
+        """Work of CuPy goes to ``stream`` and its device, behind what the caller's stream there holds.
+
+        The host does not wait.
+        """
         import cupy
 
-        stream.wait_event(cupy.cuda.get_current_stream().record())
-        with stream:
-            yield
+        with cupy.cuda.Device(stream.device_id):  # first: each device has a current stream of its own
+            stream.wait_event(cupy.cuda.get_current_stream().record())
+            with stream:
+                yield
 
     @staticmethod
     def to_device(array: Any) -> Any:
         import cupy
 
         return cupy.array(array)
+
+    @staticmethod
+    def copy(there: Any, array: Any) -> None:
+        """Write ``array``, of the host or the device, into one of the same shape on the device."""
+        there[...] = array if _Device.there(array) else _Device.to_device(array)
+
+    @staticmethod
+    def there(array: Any) -> bool:
+        """Whether ``array`` lies on a GPU already; the caller has seen to it that it is the right one."""
+        import cupy
+
+        return isinstance(array, cupy.ndarray)
 
     @staticmethod
     def to_host(array: Any) -> np.ndarray:
@@ -126,18 +153,27 @@ memory: Any = _Simulated if SIMULATED else _Device
 
 
 @contextmanager
-def room(nbytes: int, need: str, less: str) -> Iterator[None]:
+def room(nbytes: int | None, need: str, less: str) -> Iterator[None]:
     """Memory of the device that does not suffice meanwhile is a DeviceError that names its size and its ``need``."""
     try:
         yield
     except MemoryError as error:
-        raise DeviceError(
-            f"the GPU has no {nbytes / 2**20:,.0f} MiB free, which {need}; take {less}, or device='cpu'"
-        ) from error
+        free = "too little memory" if nbytes is None else f"no {nbytes / 2**20:,.0f} MiB"
+        raise DeviceError(f"the GPU has {free} free, which {need}; take {less}, or device='cpu'") from error
 
 
 class _SimulatedBackend:
     """Arrays of the simulated ``numba.cuda``."""
+
+    @staticmethod
+    def array(name: str, array: Any) -> Any:
+        return array
+
+    @staticmethod
+    def in_place(name: str, array: Any, contiguous: bool = True) -> Any:
+        if contiguous and not array.flags.c_contiguous:
+            raise ShapeError(f"{name} is updated in place; it must be C-contiguous and writeable")
+        return array
 
     @staticmethod
     def empty(shape: Any, dtype: Any) -> Any:
@@ -152,6 +188,14 @@ class _SimulatedBackend:
         return FakeCUDAArray(np.ascontiguousarray(getattr(array, "_ary", array), dtype))
 
     @staticmethod
+    def limits(array: Any) -> tuple[int, int]:
+        return int(array.min()), int(array.max())
+
+    @staticmethod
+    def current() -> Any:
+        return nullcontext()
+
+    @staticmethod
     def run(op: str | Op, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         instruction = Instruction(op, operands, rule, scalars)
         arrays = [getattr(a, "_ary", a) for a in operands]
@@ -159,29 +203,75 @@ class _SimulatedBackend:
 
 
 class _DeviceBackend:
-    """CuPy arrays; other arrays of the GPU are taken over without a copy."""
+    """CuPy arrays on one device, for one call of a function; other arrays of the GPU are taken over without a copy."""
 
-    @staticmethod
-    def empty(shape: Any, dtype: Any) -> Any:
+    def __init__(self, device: int) -> None:
+        self.device = device
+        self._foreign: list[Any] = []
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """CuPy's current device is that of the arrays meanwhile."""
         import cupy
 
-        return cupy.empty(shape, dtype)
+        with cupy.cuda.Device(self.device):
+            yield
 
-    zeros = staticmethod(_Device.zeros)
-
-    @staticmethod
-    def contiguous(array: Any, dtype: Any = None) -> Any:
+    def array(self, name: str, array: Any) -> Any:
+        """``array`` as one of CuPy, on the same memory."""
         import cupy
 
-        return cupy.ascontiguousarray(cupy.asarray(array), dtype)
+        if isinstance(array, cupy.ndarray):
+            return array
+        with self.current():
+            found = foreign.taken(name, array)
+        self._foreign.append(array)
+        return found
 
-    @staticmethod
-    def run(op: str | Op, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
+    def in_place(self, name: str, array: Any, contiguous: bool = True) -> Any:
+        """:meth:`array` for one that is written."""
+        found = self.array(name, array)
+        if found is not array and foreign.read_only(array):
+            raise ShapeError(f"{name} is updated in place, and a {type(array).__name__} is read-only")
+        check_writeable(name, found, contiguous)
+        return found
+
+    def empty(self, shape: Any, dtype: Any) -> Any:
+        import cupy
+
+        with self.current(), _room_for(shape, dtype):
+            return cupy.empty(shape, dtype)
+
+    def zeros(self, shape: Any, dtype: Any) -> Any:
+        with self.current(), _room_for(shape, dtype):
+            return _Device.zeros(shape, dtype)
+
+    def contiguous(self, array: Any, dtype: Any = None) -> Any:
+        import cupy
+
+        with self.current(), _room_for(array.shape, dtype or array.dtype):
+            return cupy.ascontiguousarray(array if _Device.there(array) else cupy.array(array), dtype)
+
+    def limits(self, array: Any) -> tuple[int, int]:
+        """The least and the greatest element, fetched at once: the one place where a function waits for the GPU."""
+        import cupy
+
+        with self.current():
+            low, high = cupy.asnumpy(cupy.stack([array.min(), array.max()]))
+        return int(low), int(high)
+
+    def run(self, op: str | Op, operands: Sequence[Any], rule: Any = None, scalars: tuple[float, ...] = ()) -> None:
         instruction = Instruction(op, operands, rule, scalars)
-        import cupy
+        with self.current(), room(None, f"{instruction.op.name} needs for partial sums", "smaller arrays"):
+            _Device.run(plan(instruction, operands, _start(self.device)))
+            if self._foreign:
+                foreign.used(self._foreign, self.device)
 
-        arrays = [None if a is None else cupy.asarray(a) for a in operands]
-        _Device.run(plan(instruction, arrays, _start(cupy.cuda.Device().id)))
+
+def _room_for(shape: Any, dtype: Any) -> Any:
+    shape = tuple(shape)
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    return room(nbytes, f"an array of {np.dtype(dtype)} {shape} needs", "smaller arrays")
 
 
 @functools.cache
@@ -190,16 +280,9 @@ def _start(device: int) -> Any:
     return _Device.zeros(2, np.int64)
 
 
-@functools.cache
-def _is_device_type(kind: type) -> bool:
-    return issubclass(kind, FakeCUDAArray) if SIMULATED else hasattr(kind, "__cuda_array_interface__")
+backend: Any = (lambda device: _SimulatedBackend) if SIMULATED else _DeviceBackend
 
 
-def backend_of(arrays: Sequence[Any]) -> Any:
-    """The backend of arrays that are not NumPy's: CuPy and other CUDA arrays, or those of the simulator."""
-    for array in arrays:
-        kind: Any = type(array)
-        if not _is_device_type(kind):
-            expected = "an array of numba.cuda" if SIMULATED else "a CuPy array or another CUDA array"
-            raise ShapeError(f"got a {type(array).__name__}; expected a NumPy array or {expected}")
-    return _SimulatedBackend if SIMULATED else _DeviceBackend
+def backend_on(device: int) -> Any:
+    """The backend of arrays on a device: those of CuPy and other libraries, or of the simulator."""
+    return backend(device)

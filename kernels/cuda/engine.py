@@ -8,7 +8,7 @@ simulator the same kernels run on NumPy arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,16 @@ from .launch import launches
 
 
 class Engine:
-    """Runs a :class:`~dlcore.kernels.program.Program` on the GPU.
+    """Runs a :class:`~dlcore.kernels.program.Program` on GPU number ``ordinal``.
 
     ``rows`` is the largest mini-batch there is room for; :meth:`reserve` makes more room.
     """
 
     device = "cuda"
 
-    def __init__(self, program: Program, rows: int) -> None:
+    def __init__(self, program: Program, rows: int, ordinal: int = 0) -> None:
         self.program = program
+        self.ordinal = ordinal
         self.rows = 0
         self._memory: Any = None
         self.whole: Any = None  # the memory of a fleet, where the arena is a part of that
@@ -36,11 +37,14 @@ class Engine:
         self._views: dict[Buffer, Any] = {}
         self._externs: dict[str, Any] = {}
         self._copies: dict[str, Any] = {}  # of arrays that were bound, by extern
-        self._held: dict[int, tuple[np.ndarray, Any]] = {}  # host arrays, by identity, and their copies
+        self._held: dict[int, tuple[Any, Any]] = {}  # arrays by identity, and their copies, or themselves on the GPU
+        self._history: Any = None
+        self._histories: dict[str, Any] = {}  # its rows, by extern
         self._replays: dict[Any, Callable[[], None]] = {}
-        self._stream = memory.stream()
+        self._stream = memory.stream(ordinal)
         with memory.on(self._stream):
             self._cursor = memory.zeros(2, np.int64)
+        self._at: tuple[int, int] | None = None  # where the cursor stands
         self.reserve(rows)
         for buffer, value in program.constants.items():
             self.write(buffer, value)
@@ -91,20 +95,33 @@ class Engine:
         with memory.on(self._stream):
             self._views[buffer][...] = memory.to_device(np.asarray(value, buffer.dtype))
 
-    def hold(self, *arrays: np.ndarray) -> None:
-        """Copy arrays to the device that will be bound again and again, and do not change until :meth:`release`."""
+    def hold(self, *arrays: Any) -> None:
+        """Take arrays that will be bound again and again, and do not change until :meth:`release`.
+
+        They are copied to the device, where they are not on it.
+        """
         with memory.on(self._stream):
             for array in arrays:
                 if id(array) not in self._held:
-                    self._held[id(array)] = array, memory.to_device(array)
+                    self._held[id(array)] = array, array if memory.there(array) else self._copied(array)
 
-    def release(self) -> None:
-        """Forget the arrays that were held; what they were bound to is to be bound again."""
-        if self._held:
-            copies = {id(copy) for _, copy in self._held.values()}
-            self._externs = {name: array for name, array in self._externs.items() if id(array) not in copies}
-            self._held.clear()
-            self._replays.clear()
+    @staticmethod
+    def _copied(array: Any) -> Any:
+        with room(array.nbytes, f"data of shape {array.shape} needs", "fewer samples at once"):
+            return memory.to_device(array)
+
+    def holds(self, array: Any) -> bool:
+        """Whether :meth:`hold` has taken ``array``."""
+        return id(array) in self._held
+
+    def release(self, *arrays: Any) -> None:
+        """Forget arrays that were held, all where none are named; what they were bound to is to be bound again."""
+        found = [
+            self._held.pop(id(a)) for a in arrays or [held for held, _ in self._held.values()] if id(a) in self._held
+        ]
+        gone = {id(copy) for _, copy in found}
+        self._externs = {name: array for name, array in self._externs.items() if id(array) not in gone}
+        self._replays = {key: graph for key, graph in self._replays.items() if gone.isdisjoint(key[2])}
 
     def bind(self, **arrays: Any) -> None:
         """Give externs their arrays: a copy that is held, or one made now, where the last of the same shape was."""
@@ -116,11 +133,28 @@ class Engine:
                     continue
                 copy = self._copies.get(name)
                 if copy is not None and copy.shape == array.shape and copy.dtype == array.dtype:
-                    copy[...] = memory.to_device(array)
+                    memory.copy(copy, array)
                 else:
-                    copy = self._copies[name] = memory.to_device(array)
+                    copy = self._copies[name] = self._copied(array)
                     self._replays.clear()
                 self._externs[name] = copy
+
+    def bind_histories(self, names: Sequence[str], batches: int) -> None:
+        """Give externs empty histories of ``batches`` mini-batches each, to be fetched together."""
+        with memory.on(self._stream):
+            if [*self._histories] == [*names] and all(row.shape == (batches,) for row in self._histories.values()):
+                self._history.fill(0)
+            else:
+                self._history = memory.zeros((len(names), batches), np.float64)
+                self._histories = dict(zip(names, self._history, strict=True))
+                self._replays.clear()
+            self._externs |= self._histories
+
+    def fetch_histories(self) -> dict[str, np.ndarray]:
+        """Copies of what :meth:`bind_histories` gave, with what was written into it: one transfer."""
+        with memory.on(self._stream):
+            matrix = memory.to_host(self._history)
+        return dict(zip(self._histories, matrix, strict=True))
 
     def fetch(self, name: str) -> np.ndarray:
         """A copy of what is bound to ``name``, with what was written into it."""
@@ -131,11 +165,12 @@ class Engine:
         return self._externs[operand.name] if operand.region == "extern" else self._views[operand]
 
     def _replay(self, name: str, rows: int) -> Callable[[], None]:
-        bound = tuple((extern, id(array)) for extern, array in self._externs.items())  # a graph knows addresses
-        key = name, rows, bound, get_matmul_precision()
+        bound = tuple(part for extern, array in self._externs.items() for part in (extern, id(array)))
+        key = name, rows, bound, get_matmul_precision()  # a graph knows the addresses of what is bound
         if key not in self._replays:
-            planned = launches(self.program, name, self._array, self._cursor, rows)
-            self._replays[key] = memory.ready(planned, self._stream)
+            with room(None, f"mini-batches of {rows:,} samples need for partial sums", "a smaller batch_size"):
+                planned = launches(self.program, name, self._array, self._cursor, rows)
+                self._replays[key] = memory.ready(planned, self._stream)
         return self._replays[key]
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
@@ -145,14 +180,42 @@ class Engine:
         """
         self.program.check_run(steps, batch, samples, first, self.rows)
         with memory.on(self._stream):
-            replay(lambda rows: self._replay(name, rows), self._cursor, steps, batch, samples, first)
+            self._at = replay(
+                lambda rows: self._replay(name, rows), self._cursor, steps, batch, samples, first, self._at
+            )
+
+    def outputs(self, name: str, buffer: Buffer, batch: int, samples: int) -> np.ndarray:
+        """Run list ``name`` for all mini-batches; what each leaves in the first rows of ``buffer``, one transfer."""
+        shape = samples, *buffer.shape[1:]
+        with memory.on(self._stream):
+            with room(
+                samples * buffer.elements(1) * buffer.dtype.itemsize, f"{samples:,} outputs need", "fewer samples"
+            ):
+                result = memory.zeros(shape, buffer.dtype)
+            for index in range(-(-samples // batch)):
+                self.run(name, 1, batch, samples, index)
+                part = result[index * batch : (index + 1) * batch]
+                part[...] = self._views[buffer][: len(part)]
+            return memory.to_host(result)
 
 
 def replay(
-    ready: Callable[[int], Callable[[], None]], cursor: Any, steps: int, batch: int, samples: int, first: int
-) -> None:
-    """Mini-batches ``first`` to ``first + steps - 1``; ``ready`` gives the graph for a number of rows."""
-    cursor[...] = memory.to_device(np.array([first * batch, first]))
+    ready: Callable[[int], Callable[[], None]],
+    cursor: Any,
+    steps: int,
+    batch: int,
+    samples: int,
+    first: int,
+    at: tuple[int, int] | None = None,
+) -> tuple[int, int]:
+    """Mini-batches ``first`` to ``first + steps - 1``; ``ready`` gives the graph for a number of rows.
+
+    ``at`` is where the cursor stands, if it is known; where it stands in the end is returned.
+    """
+    if not first:
+        cursor.fill(0)
+    elif at != (first * batch, first):
+        cursor[...] = memory.to_device(np.array([first * batch, first]))
     whole = min(steps, samples // batch - first)
     if whole > 0:
         once = ready(batch)
@@ -160,3 +223,4 @@ def replay(
             once()
     if steps > whole:
         ready(samples % batch)()
+    return min((first + steps) * batch, samples), first + steps

@@ -21,14 +21,14 @@ from .launch import launches
 
 
 class Fleet:
-    """Runs the programs of many engines at once, on ``shared`` externs, which are copied to the device here."""
+    """Runs the programs of many engines of a GPU at once, on ``shared`` externs, which are copied to it here."""
 
-    def __init__(self, **shared: np.ndarray) -> None:
+    def __init__(self, ordinal: int = 0, /, **shared: Any) -> None:
         self._engines: list[Engine] = []
         self._arena: Any = None
         self._bound: dict[str, Any] = {}  # an array with a row for each engine, by extern
         self._replays: dict[Any, Callable[[], None]] = {}
-        self._stream = memory.stream()
+        self._stream = memory.stream(ordinal)
         with memory.on(self._stream):
             self._cursor = memory.zeros(2, np.int64)
             with room(sum(array.nbytes for array in shared.values()), f"{' and '.join(shared)} need", "fewer samples"):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
+from ..device import why_no_gpu
 from . import choices
 from .gemm_text import Factor, Tile, merge_text, product_text
 from .launch import SIMULATED, Launch, ceil_div, element, flat, generated, scratch
@@ -61,10 +62,12 @@ class Plan(NamedTuple):
 
 
 def multiprocessors() -> int:
-    """Those of the current GPU."""
-    if SIMULATED or not cuda.is_available():
+    """Those of CuPy's current device, which need not be Numba's; of an A100 where there is none."""
+    if SIMULATED or why_no_gpu() is not None:
         return MULTIPROCESSORS
-    return int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+    import cupy
+
+    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
 
 
 def blocks(plan: Plan, rows: int, columns: int) -> int:

@@ -134,7 +134,7 @@ SCRATCH: ContextVar[Callable[..., Any] | None] = ContextVar("scratch", default=N
 def scratch(like: Any, shape: tuple[int, ...]) -> Any:
     """An uninitialised array beside ``like``, of its dtype, for what one kernel hands to the next."""
     empty: Any = np.empty
-    if not isinstance(like, np.ndarray):
+    if hasattr(type(like), "__cuda_array_interface__"):
         import cupy
 
         empty = cupy.empty
