@@ -29,7 +29,7 @@ from .ops import _backend, _float, _run
 
 
 def _pair(a: Any, b: Any, matrices: bool = True) -> tuple[Any, Any, Any]:
-    backend = _backend(a, b)
+    backend = _backend(a=a, b=b)
     a, b = _float("a", a, backend), _float("b", b, backend)
     if a.dtype != b.dtype:
         raise ShapeError(f"b is {b.dtype}; expected {a.dtype}, the dtype of a")

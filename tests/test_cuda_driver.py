@@ -58,7 +58,7 @@ def test_parameters_lie_where_their_pointers_say():
 _DECLARED = """
 import re
 import numpy as np
-from bench.sass import _for_many
+from bench.kernels import _for_many
 from dlcore.kernels.cuda import driver, launch, machine_code
 from dlcore.kernels.instructions import OPS
 
