@@ -154,7 +154,7 @@ def test_the_instruction(dtype, first, device):
     for k, scale in enumerate((0.5, -2.0, 1.0)):
         uniforms = convert(np.array([scale, 0, 1, 0, 0], dtype))
         step = convert(np.array([k + 1]))
-        kernels.ops._backend(total).run(
+        kernels.ops._backend(total=total).run(
             "accumulate_gradient", [convert(g[k]), total, turn, batches, step, uniforms], None, (3,)
         )
         u, t, s = (a.copy_to_host() if hasattr(a, "copy_to_host") else a for a in (uniforms, turn, step))

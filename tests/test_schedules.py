@@ -133,7 +133,7 @@ def test_a_schedule_of_the_user_and_the_uniforms_of_both_engines():
 
     def uniforms(rule, hyper, convert):
         out = convert(np.zeros(UNIFORM_HEADER + len(uniforms_of(rule))))
-        backend = kernels.ops._backend(out)
+        backend = kernels.ops._backend(out=out)
         backend.run("optimizer_begin", [convert(hyper), convert(np.array([6])), out], rule)
         return out.copy_to_host() if hasattr(out, "copy_to_host") else out
 
