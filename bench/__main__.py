@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "bytes", help="bytes every CUDA instruction moves, against the least (python -m bench bytes --help)"
     )
+    commands.add_parser("catalogue", help="write docs/catalogue.md and its pictures, from what is registered")
     return parser
 
 
@@ -157,6 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     if options.command == "gpu":
         return gpu.main(options.sections, options.out)
+    if options.command == "catalogue":
+        from . import catalogue
+
+        return catalogue.main()
     if options.command == "conditions":
         from . import conditions
 
