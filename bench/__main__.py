@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "bytes", help="bytes every CUDA instruction moves, against the least (python -m bench bytes --help)"
     )
+    commands.add_parser(
+        "optimizers", help="every optimizer on the CPU against the bandwidth of memory (... optimizers --help)"
+    )
+    commands.add_parser("catalogue", help="write docs/catalogue.md and its pictures, from what is registered")
     return parser
 
 
@@ -154,9 +158,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import traffic
 
         return traffic.main(given[1:])
+    if given[:1] == ["optimizers"]:
+        from . import optimizers
+
+        return optimizers.main(given[1:])
     options = _parser().parse_args(given)
     if options.command == "gpu":
         return gpu.main(options.sections, options.out)
+    if options.command == "catalogue":
+        from . import catalogue
+
+        return catalogue.main()
     if options.command == "conditions":
         from . import conditions
 

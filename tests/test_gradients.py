@@ -27,7 +27,7 @@ def network(*stack, loss="sparse_categorical_crossentropy", device="cpu"):
 
 @pytest.mark.parametrize("device", HERE)
 def test_every_gradient_of_a_model_with_norm_dropout_and_penalties(device):
-    hidden = layers.Dense(6, "relu", kernel_regularizer="l2", kernel_constraint="max_norm")
+    hidden = layers.Dense(6, "relu", kernel_regularizer="l2", kernel_constraint="unit_norm")
     stack = [hidden, layers.BatchNormalization(), layers.PReLU(), layers.Dropout(0.4), layers.Dense(3, "softmax")]
     model = network(*stack, device=device)
     x, y = data()

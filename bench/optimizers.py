@@ -1,0 +1,166 @@
+"""Every optimizer rule on the CPU against the bandwidth of memory: ``python -m bench optimizers``.
+
+An update can be no faster than memory: it reads weights, gradient and state and writes weights and state, once each,
+``4 (2 w + g + 2 s)`` bytes of float32 with ``s`` arrays of state. The limit is the triad, measured before and after by
+as many threads; its larger figure counts. A rule with sums over the tensor reads everything a second time: its share
+counts the least bytes all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import report
+
+ELEMENTS = 10_000_000
+ROUNDS = 7
+AT_LEAST = 0.85  # of the limit; rows below it are marked
+_LEARNING_RATE = 1e-7  # weights stay where they are: the work is the same from step to step
+_EXAMPLES = """examples:
+  python -m bench optimizers                          every rule, some minutes
+  python -m bench optimizers adam lion --rounds 15
+"""
+
+
+class Row(NamedTuple):
+    """The update of one rule: seconds of each round."""
+
+    name: str
+    slots: int
+    by_tensor: bool
+    elements: int
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle round."""
+        return statistics.median(self.seconds)
+
+    @property
+    def moved(self) -> int:
+        """The bytes that an update must read and write."""
+        return 4 * self.elements * (3 + 2 * self.slots)
+
+    def share(self, limit: float) -> float:
+        """The rate of the middle round over ``limit``, in bytes a second."""
+        return self.moved / self.median / limit
+
+
+def measure(name: str, elements: int, rounds: int) -> Row:
+    """Run the update inside a program, as a model does: one call is compilation, the next ``rounds`` count."""
+    from dlcore.kernels import Builder
+    from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
+    from dlcore.kernels.cpu.engine import Engine
+    from dlcore.network import Network, Plan, _emit_update
+    from dlcore.optimizers import Optimizer
+
+    optimizer = Optimizer(name)
+    optimizer.learning_rate = _LEARNING_RATE
+    rule = optimizer.rule
+    b = Builder(np.float32)
+    step, seed = b.state("step", (1,), np.int64), b.state("seed", (1,), np.int64)
+    hyper = b.state("hyper", (len(rule.hyper),), np.float64)
+    uniforms = b.state("uniforms", (UNIFORM_HEADER + len(uniforms_of(rule)),))
+    w, g = b.parameter("w", (elements,))
+    whole = b.whole(len(rule.slots))
+    b.emit("optimizer_begin", hyper, step, uniforms, rule=rule)
+    _emit_update(b, Plan(optimizer=optimizer), Network(b.program, step, seed, hyper), whole, uniforms)
+    b.finish("update")
+    engine = Engine(b.program, 1)
+    engine.write(hyper, optimizer.hyper())
+    rng = np.random.default_rng(0)
+    for buffer in (w, g):
+        engine.write(buffer, rng.standard_normal(elements, np.float32))
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        engine.run("update", 1, 1, 1, 0)
+        seconds.append(time.perf_counter() - start)
+    return Row(rule.name, len(rule.slots), bool(rule.sums), elements, tuple(seconds[1:]))
+
+
+def table(rows: Sequence[Row], limit: float) -> str:
+    """The rows, the nearest to the limit first; those below :data:`AT_LEAST` are marked."""
+    cells = []
+    for row in sorted(rows, key=lambda row: (-row.share(limit), row.name)):
+        share = row.share(limit)
+        mark = "" if share >= AT_LEAST else f"below {AT_LEAST:.0%}"
+        cells.append(
+            (
+                row.name, str(row.slots), "tensor" if row.by_tensor else "element", f"{row.median * 1e3:.3f}",
+                f"{row.moved / row.median / 1e9:.1f}", f"{share:.0%}", mark,
+            )
+        )  # fmt: skip
+    return report.table(("rule", "state", "by", "ms", "GB/s", "of the limit", ""), cells)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m bench optimizers", description=__doc__, epilog=_EXAMPLES, formatter_class=raw
+    )
+    parser.add_argument("rules", nargs="*", help="names of rules; else all")
+    parser.add_argument("--elements", type=_positive, default=ELEMENTS, help="parameters (default %(default)s)")
+    parser.add_argument("--rounds", type=_positive, default=ROUNDS, help="updates that count (default %(default)s)")
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write all figures there as well")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print; 2 where there is no such rule, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    from dlcore.kernels import RuleError, find, get_num_threads
+    from dlcore.kernels.rule import REGISTRY, builtin
+
+    from .roofline import cache_sizes, triad_rate
+
+    try:
+        every = [rule.name for rule in REGISTRY["optimizer"].values() if builtin(rule)]
+        names = [find("optimizer", name).name for name in options.rules] or sorted(every)
+    except RuleError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.json and not options.json.absolute().parent.is_dir():
+        print(f"--json {options.json}: there is no folder {options.json.absolute().parent}", file=sys.stderr)
+        return 2
+    threads = get_num_threads()
+    working_set = max(4 * cache_sizes()[1], 12 * options.elements)
+    rows: list[Row] = []
+    status = 0
+    limit = triad_rate(threads, working_set)
+    try:
+        for number, name in enumerate(names, 1):
+            print(f"[{number}/{len(names)}] {name}", file=sys.stderr, flush=True)
+            rows.append(measure(name, options.elements, options.rounds))
+        limit = max(limit, triad_rate(threads, working_set))
+    except KeyboardInterrupt:
+        print("interrupted; these are the figures so far", file=sys.stderr)
+        status = 130
+    header = report.header() | {
+        "threads": f"{threads}; float32",
+        "update": f"{options.elements:,} parameters; the median of {options.rounds} rounds",
+        "limit": f"triad, {limit / 1e9:.1f} GB/s",
+    }
+    print(report.describe(header))
+    print()
+    print(table(rows, limit))
+    if options.json:
+        found: list[dict[str, Any]] = [{**row._asdict(), "moved": row.moved, "share": row.share(limit)} for row in rows]
+        options.json.write_text(json.dumps({"header": header, "limit": limit, "rows": found}, indent=1) + "\n")
+    return status

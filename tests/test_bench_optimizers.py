@@ -1,0 +1,87 @@
+"""The benchmark of every optimizer: its arithmetic, what it runs, and its command line; no time is judged."""
+
+import json
+
+import pytest
+
+from bench import __main__ as command
+from bench import optimizers, roofline
+from dlcore.kernels import find
+from dlcore.kernels.rule import REGISTRY, builtin
+
+
+def row(name, seconds, slots=2, elements=1000):
+    return optimizers.Row(name, slots, False, elements, seconds)
+
+
+def test_bytes_are_those_of_weights_gradient_and_state():
+    """Adam reads w, g, m, v and writes w, m, v: 28 bytes a parameter; gradient descent 12."""
+    assert row("adam", (1.0,)).moved == 28 * 1000
+    assert row("sgd", (1.0,), slots=0).moved == 12 * 1000
+    assert row("adam", (2.0, 1.0, 4.0)).share(28_000) == 0.5  # the middle round
+
+
+def test_the_nearest_to_the_limit_comes_first_and_slow_ones_are_marked():
+    text = optimizers.table([row("slow", (2.0,)), row("fast", (1.0,)), row("edge", (1.0 / 0.85,))], 28_000.0)
+    names = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
+    assert names == ["fast", "edge", "slow"]
+    assert [("below 85%" in line) for line in text.splitlines()[2:]] == [False, False, True]
+    assert "50%" in text
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "lamb"])
+def test_what_is_measured_is_one_step_a_round(name, monkeypatch):
+    from dlcore.kernels.cpu.engine import Engine
+
+    runs, engines, run = [], [], Engine.run
+
+    def counted(engine, *arguments):
+        runs.append(arguments)
+        engines.append(engine)
+        before = engine.read(engine.program.parameters)
+        run(engine, *arguments)
+        assert (engine.read(engine.program.parameters) != before).any()
+
+    monkeypatch.setattr(Engine, "run", counted)
+    found = optimizers.measure(name, 1000, 3)
+    assert (found.name, found.slots, found.elements) == (name, len(find("optimizer", name).slots), 1000)
+    assert found.by_tensor == (name == "lamb")
+    assert len(found.seconds) == 3
+    assert runs == [("update", 1, 1, 1, 0)] * 4
+
+
+def test_the_command_on_few_parameters(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(roofline, "triad_rate", lambda threads, working_set: 1e10)
+    path = tmp_path / "rows.json"
+    assert command.main(["optimizers", "sgd", "adam", "--elements", "64", "--rounds", "2", "--json", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "triad, 10.0 GB/s" in text
+    assert "64 parameters; the median of 2 rounds" in text
+    found = json.loads(path.read_text())
+    assert [each["name"] for each in found["rows"]] == ["sgd", "adam"]
+    assert found["rows"][1]["moved"] == 28 * 64
+
+
+def test_all_rules_are_measured_and_an_interrupt_shows_those_before_it(capsys, monkeypatch):
+    asked = []
+
+    def measure(name, elements, rounds):
+        asked.append(name)
+        if len(asked) > 80:
+            raise KeyboardInterrupt
+        return row(name, (1.0,))
+
+    monkeypatch.setattr(optimizers, "measure", measure)
+    monkeypatch.setattr(roofline, "triad_rate", lambda threads, working_set: 1e10)
+    assert command.main(["optimizers"]) == 130
+    assert asked == sorted(rule.name for rule in REGISTRY["optimizer"].values() if builtin(rule))[:81]
+    captured = capsys.readouterr()
+    assert captured.out.count("below 85%") == 80
+    assert "interrupted" in captured.err
+
+
+def test_a_rule_that_nobody_knows_is_one_line(capsys):
+    assert command.main(["optimizers", "adm"]) == 2
+    assert capsys.readouterr().err == "unknown optimizer 'adm'; did you mean 'adam'?\n"
+    assert command.main(["optimizers", "adam", "--json", "/no/such/folder/x.json"]) == 2
+    assert "there is no folder" in capsys.readouterr().err
