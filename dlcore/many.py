@@ -260,6 +260,7 @@ def _difference(a: Sequential, b: Sequential) -> str | None:
         ("loss", a._plan.loss, b._plan.loss),
         ("metrics", a._plan.metrics, b._plan.metrics),
         ("rule of the optimizer", a.optimizer.rule, b.optimizer.rule),
+        ("SAM", a._plan.sharpness, b._plan.sharpness),
         ("gradient_accumulation_steps", a._plan.turns, b._plan.turns),
     ]
     found = next((pair for pair in pairs if pair[1] != pair[2]), None)

@@ -35,6 +35,7 @@ from . import (
     prelu,
     row_losses,
     rowwise,
+    sharpness,
     threads,
     update,
     weights,
@@ -57,7 +58,7 @@ def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
     for module in (
         dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, accumulation,
-        dropout, threads
+        sharpness, dropout, threads
     ):  # fmt: skip
         body = getattr(module, op, None)
         if body is not None:
