@@ -265,6 +265,7 @@ def _difference(a: Sequential, b: Sequential) -> str | None:
         ("clipnorm", a.optimizer.clipnorm is not None, b.optimizer.clipnorm is not None),
         ("loss_scale", a.optimizer.loss_scale, b.optimizer.loss_scale),
         ("skip_nonfinite", a.optimizer.skip_nonfinite, b.optimizer.skip_nonfinite),
+        ("SAM", a._plan.sharpness, b._plan.sharpness),
         ("gradient_accumulation_steps", a._plan.turns, b._plan.turns),
     ]
     found = next((pair for pair in pairs if pair[1] != pair[2]), None)

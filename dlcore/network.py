@@ -31,12 +31,27 @@ class Plan:
     def key(self) -> tuple[Any, ...]:
         """Equal for plans whose programs are the same."""
         rule = self.optimizer.rule if self.optimizer is not None else None
-        return self.loss, self.metrics, rule, self.clipped, self.scaled, self.turns, self.labels, self.weighted
+        return (
+            self.loss,
+            self.metrics,
+            rule,
+            self.clipped,
+            self.scaled,
+            self.turns,
+            self.sharpness,
+            self.labels,
+            self.weighted,
+        )
 
     @property
     def clipped(self) -> str:
         """``"global"`` or ``"tensor"`` where gradients are scaled to a norm: updates wait for all gradients then."""
         return "" if self.optimizer is None else self.optimizer.clipped
+
+    @property
+    def sharpness(self) -> tuple[float, float, float] | None:
+        """Radius, floor of the weights and whether it is adaptive, where gradients are those of a point nearby."""
+        return None if self.optimizer is None else self.optimizer.sharpness
 
     @property
     def turns(self) -> int:
@@ -106,7 +121,10 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
         whole = b.whole(len(rule.slots))
         network.histories = ["loss", *(metric.name for metric in plan.metrics)]
         b.emit("optimizer_begin", hyper, network.step, uniforms, rule=rule)
-        emitter.pass_over(gather(), training=True)
+        x = gather()
+        emitter.pass_over(x, training=True)
+        if plan.sharpness is not None:
+            _emit_nearby(b, plan, emitter, x, whole, uniforms)
         _emit_update(b, plan, network, whole, uniforms)
         for layer in layers:
             for kernel, constraint in layer.constraints:
@@ -120,6 +138,18 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
     network.output = x
     b.finish("predict")
     return network
+
+
+def _emit_nearby(b: Builder, plan: Plan, emitter: _Emitter, x: Any, whole: tuple[Buffer, ...], uniforms: Any) -> None:
+    """The gradients of where the loss is larger, in the place of those here. Foret et al. 2021."""
+    assert plan.sharpness is not None
+    parameters, gradients, _ = whole
+    kept = b.work("kept_weights", parameters.shape)
+    rho, eta, adaptive = plan.sharpness
+    b.emit("ascend", parameters, gradients, uniforms, kept, rho=rho, eta=eta, adaptive=adaptive)
+    with b.without_state():
+        emitter.pass_over(x, training=True, recorded=False)
+    b.emit("restore_weights", kept, parameters)
 
 
 def _emit_update(b: Builder, plan: Plan, network: Network, whole: tuple[Buffer, Buffer, Buffer], uniforms: Any) -> None:
@@ -161,7 +191,7 @@ class _Emitter:
         self.scaler: Buffer | None = None
         self.penalties = [penalty for layer in layers for penalty in layer.penalties]
 
-    def pass_over(self, x: Any, training: bool) -> None:
+    def pass_over(self, x: Any, training: bool, recorded: bool = True) -> None:
         b = self.b
         target, weight = self.target(), self.weight()
         backwards = []
@@ -171,10 +201,11 @@ class _Emitter:
         value = b.rows("loss", dtype=None)
         gradient = b.rows("d_output", self.outputs) if training else None
         self.emit_loss(x, target, weight, value, gradient)
-        for kernel, _, penalty in self.penalties:
-            b.emit("weight_penalty", kernel, value, l1=penalty.l1, l2=penalty.l2)
-        b.emit("record", value, b.extern("history_loss", (0,), np.float64))
-        self.emit_metrics(x, target)
+        if recorded:
+            for kernel, _, penalty in self.penalties:
+                b.emit("weight_penalty", kernel, value, l1=penalty.l1, l2=penalty.l2)
+            b.emit("record", value, b.extern("history_loss", (0,), np.float64))
+            self.emit_metrics(x, target)
         if not training:
             return
         if self.scaler is not None:

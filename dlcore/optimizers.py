@@ -140,6 +140,7 @@ class Optimizer:
         self.maximize = _flag("maximize", maximize)
         steps = gradient_accumulation_steps
         self.gradient_accumulation_steps = None if steps is None else _count("gradient_accumulation_steps", steps)
+        self.sharpness: tuple[float, float, float] | None = None  # see SAM
         self.wrappers: tuple[Wrapper, ...] = ()
         self.use_ema = _flag("use_ema", use_ema)
         if self.use_ema:
@@ -220,6 +221,8 @@ class Optimizer:
         config |= {name: self.values[name] for name in self._found.parameters}
         if self.schedule:
             config["schedule"] = self.schedule.config()
+        if self.sharpness:
+            config["sharpness"] = self.sharpness
         if self.wrappers:
             config["wrappers"] = {w.name: {name: self.values[name] for name in w.parameters} for w in self.wrappers}
         return config
@@ -370,6 +373,21 @@ class SWA(_Wrapping):
         super().__init__(inner, swa, {"swa_start": _count("start", start), "swa_every": _count("every", every)})
 
 
+class SAM(Optimizer):
+    """``inner`` with the gradient at ``w + rho g / ||g||``, the norm over all parameters, ``g`` the gradient at ``w``.
+
+    ``adaptive``: at ``w + rho T^2 g / ||T g||`` with ``T = |w| + eta``. Loss and metrics are those at ``w``, dropout
+    has one mask for both passes, and statistics of batch norm move in the first. Foret, Kleiner, Mobahi & Neyshabur
+    2021; Kwon, Kim, Park & Choi 2021.
+    """
+
+    def __init__(self, inner: Any, rho: float = 0.05, adaptive: bool = False, eta: float = 0.01) -> None:
+        vars(self).update(copy.copy(vars(get(inner))))
+        if self.sharpness is not None:
+            raise ValueError("SAM is around this optimizer already")
+        self.sharpness = _number("rho", rho), _number("eta", eta), float(_flag("adaptive", adaptive))
+
+
 CONFIGURE[0] = Optimizer  # calling a rule configures it: momentum(lr=0.1)
 
 _CLASSES: dict[str, type[Optimizer]] = {cls.__name__.lower(): cls for cls in (SGD, Adagrad, RMSprop, Adam, AdamW)}
@@ -393,8 +411,9 @@ def from_config(config: dict[str, Any]) -> Optimizer:
     schedule = config.pop("schedule", None)
     if schedule is not None:
         config[find("optimizer", config["rule"]).rate] = schedules.from_config(schedule)
-    wrappers = config.pop("wrappers", {})
+    wrappers, sharpness = config.pop("wrappers", {}), config.pop("sharpness", None)
     optimizer = Optimizer(**config)
+    optimizer.sharpness = sharpness and tuple(sharpness)
     for name, values in wrappers.items():
         optimizer = _Wrapping(optimizer, WRAPPERS[name], values)
     return optimizer

@@ -154,6 +154,10 @@ _LIST = [
     declare("scale_loss", "+dz:mn scaler:L[d]", "dz *= scaler[0]: the gradient of a loss that is as many times larger"),
     declare("check_finite", "g:P +scaler:L[d] +step:Q[i] +uniforms:U",
         "uniforms[0] /= scaler[0]; where g is not finite, uniforms[4] = 1 (skip) and step -= 1; the scale moves"),
+    declare("ascend", "+w:P g:P uniforms:U >kept:P",
+        "kept = w; w += rho T^2 g / ||T g||, T = |w| + eta where adaptive, else 1; the other way where uniforms[0] < 0",
+        scalars="rho eta adaptive"),
+    declare("restore_weights", "kept:P >w:P", "w = kept"),
     declare("accumulate_gradient", "g:P +total:P +turn:Q[i] +batches:Q[i] +step:Q[i] +uniforms:U",
         "total = uniforms[0] g, + total where turn > 0; batches += 1; turn += 1; where that is less than steps "
         "uniforms[4] = 1 (skip) and step -= 1, else uniforms[0] = 1 / steps, the scale of total, and turn = 0",

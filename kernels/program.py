@@ -6,7 +6,8 @@ Layers write the program through a :class:`Builder`; an engine of :mod:`dlcore.k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,6 +198,18 @@ class Builder:
     def emit(self, op: str, *operands: Any, rule: Any = None, **scalars: float) -> None:
         """Append an instruction to the current list."""
         self._list.append(Instruction(op, operands, rule, list(scalars.values())))
+
+    @contextmanager
+    def without_state(self) -> Iterator[None]:
+        """What is emitted meanwhile moves no state: statistics go to memory that nothing reads."""
+        first = len(self._list)
+        yield
+        for k, instruction in enumerate(self._list[first:], first):
+            operands = [
+                self.work(f"{o.name} unread", o.shape, o.dtype) if s.access == "update" and o.region == "state" else o
+                for s, o in zip(instruction.op.operands, instruction.operands, strict=True)
+            ]
+            self._list[k] = Instruction(instruction.op, operands, instruction.rule, instruction.scalars)
 
     def finish(self, name: str) -> None:
         """Name the current list and begin another."""

@@ -49,7 +49,7 @@ IN_PYTHON = [
 ]
 SCALARS = {
     "momentum": 0.9, "epsilon": 1e-3, "rate": 0.4, "layer": 2, "threshold": 0.1, "mean": 1.0, "keep": 0.8,
-    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6, "steps": 9,
+    "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6, "steps": 9, "rho": 0.3, "eta": 0.1, "adaptive": 1.0,
 }  # fmt: skip
 
 

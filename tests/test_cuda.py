@@ -146,7 +146,7 @@ def _operands(op, size, rule, rng):
 
 
 _SCALARS = {"momentum": 0.9, "epsilon": 1e-5, "rate": 0.3, "layer": 2.0, "mean": 1.0, "threshold": 0.3,
-            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7, "steps": 3.0}  # fmt: skip
+            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7, "steps": 3.0, "rho": 0.3, "eta": 0.1, "adaptive": 1.0}  # fmt: skip
 
 
 def _program(op, values, absent, rule, dtype):
@@ -305,7 +305,7 @@ def test_the_same_bits_wherever_arrays_begin(name, dtype):
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
             "batch_norm_backward", "group_norm_forward", "group_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
-            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite",
+            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite", "ascend",
             "log_softmax_forward", "log_softmax_backward", "cosine_similarity", "categorical_hinge", "hellinger_distance",
             "prelu_backward", "weight_penalty", "constrain_norm")  # fmt: skip
 

@@ -36,6 +36,7 @@ from . import (
     products,
     row_losses,
     rowwise,
+    sharpness,
     threads,
     update,
     weights,
@@ -58,7 +59,7 @@ def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
     for module in (
         dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, accumulation,
-        dropout, products, threads,
+        sharpness, dropout, products, threads,
     ):  # fmt: skip
         body = getattr(module, op, None)
         if body is not None:

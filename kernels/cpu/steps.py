@@ -46,7 +46,8 @@ def chunk_count(rows: int) -> int:
 
 _DIVISION = {
     "record": "one", "optimizer_begin": "one", "optimizer_update": "parts", "optimizer_update_by_tensor": "parts",
-    "weight_penalty_gradient": "parts", "constrain_norm": "parts", "constrain_non_negative": "parts",
+    "restore_weights": "parts", "weight_penalty_gradient": "parts", "constrain_norm": "parts",
+    "constrain_non_negative": "parts",
 }  # fmt: skip  # the others: rows
 
 # fmt: off
@@ -88,6 +89,10 @@ _NEW = [
             division="parts"),
     declare("move_scale", "counts:B[d] +scaler:L[d] +step:Q[i] +uniforms:U",
             "uniforms[0] /= scale, uniforms[4] = 1 where a count is not 0; the scale moves", division="one"),
+    declare("ascent_squares", "w:P g:P >squares:B[d]", "sums of (T g)^2 over blocks of fixed size",
+            scalars="eta adaptive", division="parts"),
+    declare("ascend_by", "squares:B[d] +w:P g:P uniforms:U >kept:P", "the rest of ascend",
+            scalars="rho eta adaptive", division="parts"),
     declare("add_gradient", "g:P +total:P turn:Q[i] uniforms:U", "total of accumulate_gradient", division="parts"),
     declare("end_turn", "+turn:Q[i] +batches:Q[i] +step:Q[i] +uniforms:U", "the rest of accumulate_gradient",
             scalars="steps", division="one"),
@@ -109,6 +114,7 @@ MADE_OF_STEPS = (
     "prelu_backward",
     "weight_penalty",
     "check_finite",
+    "ascend",
     "accumulate_gradient",
     "clip_by_global_norm",
     "clip_by_norm",
@@ -183,6 +189,11 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         counts = _temporary("counts", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
         yield step("count_not_finite", [g, counts])
         yield step("move_scale", [counts, scaler, count, uniforms])
+    elif name == "ascend":
+        w, g, uniforms, kept = operands
+        squares = _temporary("squares", (-(-g.shape[0] // NORM_BLOCK),), np.float64)
+        yield step("ascent_squares", [w, g, squares], None, instruction.scalars[1:])
+        yield step("ascend_by", [squares, w, g, uniforms, kept], None, instruction.scalars)
     elif name == "accumulate_gradient":
         g, total, turn, batches, count, uniforms = operands
         yield step("add_gradient", [g, total, turn, uniforms])
@@ -266,7 +277,7 @@ def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction
     first = next((k for k, s in enumerate(steps) if s in sources.values()), len(steps))
     if set(sources) != set(weight_of) or any(s.op.division in ("rows", "chunks") for s in steps[first:]):
         return list(steps)
-    if any(s.op.name in ("sum_of_squares", "count_not_finite") for s in steps):
+    if any(s.op.name in ("sum_of_squares", "count_not_finite", "restore_weights") for s in steps):
         return list(steps)
     others = [s for s in steps if s not in sources.values() and s is not update[0]]
     if any(operand in weight_of for s in others for operand in s.operands if isinstance(operand, Buffer)):

@@ -5,8 +5,8 @@ the operands (NumPy arrays when simulated or compiled offline, CuPy arrays on a 
 is made by a small factory for one dtype, one rule and one set of flags, once; nothing is compiled at import.
 
 float32 kernels hold no float64 arithmetic, with these exceptions: ``optimizer_begin`` (one thread), the last stages of
-``clip_by_global_norm`` (one thread over at most 256 partial sums), ``clip_by_norm`` and ``check_finite``, reading the
-scale in ``scale_loss``, and ``record`` (one block, into a float64 history).
+``clip_by_global_norm`` and ``ascend`` (one thread over at most 256 partial sums), ``clip_by_norm`` and
+``check_finite``, reading the scale in ``scale_loss``, and ``record`` (one block, into a float64 history).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .machine_code import Kernel, argument_types, describe, meaning
 SIMULATED = simulated()
 MODULES = (
     "dense", "rowwise", "row_losses", "softmax", "prelu", "norm", "group_norm", "weights", "update", "by_tensor",
-    "finite", "accumulation", "dropout", "products",
+    "finite", "accumulation", "sharpness", "dropout", "products",
 )  # fmt: skip
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
@@ -44,7 +44,15 @@ CHUNK = 256  # rows that one block sums before partial sums are merged
 MAX_BLOCKS = 1024  # of a grid-stride kernel: several for each multiprocessor of a large GPU
 
 # kernels for float32 whose float64 arithmetic is deliberate
-DELIBERATE_FLOAT64 = ("optimizer_begin", "norm_finish", "norms_of_tensors", "scale_loss", "move_scale", "record")
+DELIBERATE_FLOAT64 = (
+    "optimizer_begin",
+    "norm_finish",
+    "norms_of_tensors",
+    "ascent_ratio",
+    "scale_loss",
+    "move_scale",
+    "record",
+)
 
 
 class CudaBackend:
