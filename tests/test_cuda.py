@@ -17,6 +17,7 @@ from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
 from dlcore.kernels.instructions import OPS, Instruction
+from dlcore.kernels.loss_scale import scaler
 from dlcore.kernels.program import tensor_blocks
 from dlcore.kernels.rule import REGISTRY, find
 from dlcore.kernels.rule import activation as make_activation
@@ -387,6 +388,21 @@ def test_norms_that_are_no_numbers_do_not_pass(g, expected):
 
     backend_of(operands).run("clip_by_global_norm", operands)
     np.testing.assert_allclose(_host(operands[2])[0], np.float32(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_is_not_finite_is_found_wherever_it_lies(order):
+    """One element of 1100: in each half of a block, at its end, and behind the last group; and none at all."""
+    for place in (None, 0, 700, 1023, 1099):
+        g = np.ones(1100, np.float32)
+        if place is not None:
+            g[place] = np.nan
+        arrays = [
+            memory.to_device(a) for a in (g, scaler(8.0), np.ones(1, np.int64), np.eye(1, 8, dtype=np.float32)[0])
+        ]
+        with thread_order(order, 3):
+            memory.run(plan(Instruction("check_finite", arrays), arrays))
+        assert bool(memory.to_host(arrays[3])[4]) == (place is not None)
 
 
 @pytest.mark.parametrize("by_tensor", [False, True])
