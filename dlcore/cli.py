@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 from . import commands
 from ._version import __version__
+from .kernels.device import DeviceError, check_name
 from .kernels.precision import PRECISIONS
 from .tuning import tune as tune_products
+
+_DEVICE = "auto (the default), cpu, cuda, or a GPU by number such as cuda:1"
 
 _EPILOG = """\
 examples:
@@ -56,6 +59,13 @@ def _layers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be numbers of units such as 256,128, got {text!r}") from None
 
 
+def _device(text: str) -> str:
+    try:
+        return check_name(text)
+    except DeviceError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("device ")) from None
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors in one line, without the usage."""
 
@@ -79,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--task", choices=("classification", "regression"), help="instead of inferring it")
     train.add_argument("--drop", action="append", default=[], metavar="COLUMN", help="leave a column out; repeatable")
     train.add_argument("--out", metavar="DIR", help="where the four files go (default: runs/<time>)")
-    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    train.add_argument("--device", type=_device, default="auto", metavar="D", help=_DEVICE)
     train.add_argument(
         "--layers", type=_layers, default=[256, 128], metavar="N,N", help="hidden units (default: 256,128)"
     )
@@ -96,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = sub.add_parser("evaluate", help="loss and metrics of a trained network on a table")
     evaluate.add_argument("run", metavar="RUN", help="the folder that train wrote")
     evaluate.add_argument("file", nargs="?", help="a table with the target column; without it the digits' test part")
-    evaluate.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    evaluate.add_argument("--device", type=_device, default="auto", metavar="D", help=_DEVICE)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     evaluate.set_defaults(call=commands.evaluate)
 
@@ -104,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("run", metavar="RUN", help="the folder that train wrote")
     predict.add_argument("file", help="a table with the columns the network was trained on")
     predict.add_argument("--out", metavar="FILE", help="write there instead of standard output")
-    predict.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    predict.add_argument("--device", type=_device, default="auto", metavar="D", help=_DEVICE)
     predict.set_defaults(call=commands.predict)
 
     info = sub.add_parser("info", help="versions, processor, GPU, cache")

@@ -294,14 +294,25 @@ def _processor() -> tuple[str, list[str]]:
     return llvm.get_host_cpu_name(), [name for name in wanted if features.get(name)]
 
 
-def _gpu() -> str:
+def _gpus() -> dict[str, str]:
+    """A fact for each GPU, or one that says why there is none."""
     reason = device.why_no_gpu()
-    if reason is not None:
-        return f"none ({reason})"
+    if not device.devices() or device.simulated():
+        return {"gpu": f"none ({reason})"}
     import cupy
 
-    properties = cupy.cuda.runtime.getDeviceProperties(0)
-    return f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}"
+    facts = {}
+    for number in range(device.devices()):
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
+        found = f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}"
+        old = device.too_old(number)
+        facts[f"gpu {number}"] = f"{found} (not used: {old})" if old else found
+    return facts
+
+
+def _chosen() -> str:
+    found, reason = device.resolve("auto"), device.why_no_gpu()
+    return f"{found} (no GPU: {reason})" if found == "cpu" else found
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -319,8 +330,8 @@ def info(arguments: argparse.Namespace) -> None:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": f"{get_num_threads()}, waiting by {'futex' if HAS_FUTEX else 'yielding and conditions'}",
         "vectors": f"{8 * microkernel.vector_bytes()} bits",
-        "gpu": _gpu(),
-        "device": device.resolve("auto"),
+        **_gpus(),
+        "device": _chosen(),
         "cache": str(folder),
         "cache size": f"{size / 1e6:.1f} MB",
     }

@@ -70,7 +70,8 @@ def _why_not(runtime: Any, error: Exception) -> str:
     return f"no CUDA device: {_first_line(error)}"
 
 
-def _too_old(number: int) -> str | None:
+def too_old(number: int) -> str | None:
+    """Why GPU ``number`` cannot be used; None where it can."""
     found = _found().capabilities[number]
     if found >= OLDEST:
         return None
@@ -88,12 +89,12 @@ def why_no_gpu() -> str | None:
         return reason
     if not capabilities:
         return "no CUDA device was found"
-    return None if _usable() else _too_old(0)
+    return None if _usable() else too_old(0)
 
 
 def _usable() -> list[int]:
     """The numbers of the GPUs that are not too old."""
-    return [k for k in range(len(_found().capabilities)) if _too_old(k) is None]
+    return [k for k in range(len(_found().capabilities)) if too_old(k) is None]
 
 
 def devices() -> int:
@@ -115,7 +116,7 @@ def _current() -> int:
     import cupy
 
     current = int(cupy.cuda.Device().id)
-    return current if _too_old(current) is None else _usable()[0]
+    return current if too_old(current) is None else _usable()[0]
 
 
 def ordinal(device: str) -> int:
@@ -146,7 +147,7 @@ def resolve(device: str = "auto") -> str:
         if number >= count:
             there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
             raise DeviceError(f"device={device!r} does not exist; there is {there}")
-        reason = None if simulated() else _too_old(number)
+        reason = None if simulated() else too_old(number)
     elif reason is None:
         number = 0 if simulated() else _current()
     if reason is not None:

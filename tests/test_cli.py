@@ -175,7 +175,7 @@ WRONG = {
     "dropout": (["train", "--dropout", "1"], "argument --dropout: must lie in [0, 1)"),
     "layers": (["train", "--layers", "8,x"], "argument --layers: must be numbers of units"),
     "optimizer": (["train", "--optimizer", "adm"], "unknown optimizer 'adm'; did you mean 'adam'?"),
-    "device": (["train", "--device", "tpu"], "argument --device: invalid choice"),
+    "device": (["train", "--device", "tpu"], "argument --device: must be one of auto, cpu, cuda or a GPU"),
     "seed": (["train", "--seed", "-1"], "argument --seed: must not be negative"),
     "no command": ([], "the following arguments are required: COMMAND"),
     "out is a file": (["train", "--out", "t.csv/run"], "t.csv"),

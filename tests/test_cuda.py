@@ -17,6 +17,7 @@ from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
 from dlcore.kernels.instructions import OPS, Instruction
+from dlcore.kernels.loss_scale import scaler
 from dlcore.kernels.program import tensor_blocks
 from dlcore.kernels.rule import REGISTRY, find
 from dlcore.kernels.rule import activation as make_activation
@@ -25,6 +26,7 @@ from dlcore.kernels.rule import optimizer as make_optimizer
 if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
 
+from dlcore.kernels.cuda.arrays import memory
 from dlcore.kernels.cuda.engine import Engine as CudaEngine
 from dlcore.kernels.cuda.launch import host_function, plan, takes
 
@@ -270,12 +272,17 @@ def test_groups_of_any_length(name, size, dtype):
     _compare(OPS[name], size, (), None, dtype)
 
 
+@pytest.mark.parametrize("name", _BY_COLUMNS[:3:2])
+def test_channels_of_several_parts(name):
+    """A thread takes elements of several samples, and a channel is more than a block adds up."""
+    _compare(OPS[name], (31, 2 * 271, 2, 1), (), None, np.float64)
+
+
 @pytest.mark.skipif(not simulated(), reason="arrays of NumPy run on the simulator only")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*_ROWS, *_BY_COLUMNS])
 def test_the_same_bits_wherever_arrays_begin(name, dtype):
     """128-bit access and access to one element after another take the same elements."""
-    from dlcore.kernels.cuda.arrays import memory
 
     op = OPS[name]
     values = _operands(op, (3, 132, 132, 1), None, np.random.default_rng(5))
@@ -387,6 +394,37 @@ def test_norms_that_are_no_numbers_do_not_pass(g, expected):
 
     backend_of(operands).run("clip_by_global_norm", operands)
     np.testing.assert_allclose(_host(operands[2])[0], np.float32(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_what_is_not_finite_is_found_wherever_it_lies(order):
+    """One element of 1100: in each half of a block, at its end, and behind the last group; and none at all."""
+    for place in (None, 0, 700, 1023, 1099):
+        g = np.ones(1100, np.float32)
+        if place is not None:
+            g[place] = np.nan
+        arrays = [
+            memory.to_device(a) for a in (g, scaler(8.0), np.ones(1, np.int64), np.eye(1, 8, dtype=np.float32)[0])
+        ]
+        with thread_order(order, 3):
+            memory.run(plan(Instruction("check_finite", arrays), arrays))
+        assert bool(memory.to_host(arrays[3])[4]) == (place is not None)
+
+
+@pytest.mark.parametrize("by_tensor", [False, True])
+def test_a_step_that_is_skipped_changes_nothing(by_tensor):
+    rule, rng = find("optimizer", "adam"), np.random.default_rng(2)
+    w, g, slots = (rng.standard_normal(shape).astype(np.float32) for shape in ((7,), (7,), (2, 7)))
+    uniforms = np.ones(UNIFORM_HEADER + len(uniforms_of(rule)), np.float32)
+    for skipped in (1, 0):
+        uniforms[4] = skipped
+        arrays = [memory.to_device(a) for a in (w, g, slots)]
+        rest = [uniforms[None], tensor_blocks([7], [0])] if by_tensor else [uniforms]
+        arrays += [memory.to_device(a) for a in rest]
+        name = "optimizer_update_by_tensor" if by_tensor else "optimizer_update"
+        memory.run(plan(Instruction(name, arrays, rule), arrays))
+        assert np.array_equal(memory.to_host(arrays[0]), w) == bool(skipped)
+        assert np.array_equal(memory.to_host(arrays[2]), slots) == bool(skipped)
 
 
 def test_batch_norm_far_from_zero():
