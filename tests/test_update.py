@@ -91,7 +91,7 @@ def test_clipping_by_value_keeps_what_is_not_a_number():
     rule = optimizers.SGD(1.0, clipvalue=0.5).rule
     for convert in [np.asarray, *([cuda.to_device] if cuda.is_available() else [])]:
         w, g = convert(np.zeros(5)), convert(np.array([np.nan, np.inf, -np.inf, 0.25, -0.75]))
-        kernels.ops._backend(w).run(
+        kernels.ops._backend(w=w).run(
             "optimizer_update",
             [w, g, convert(np.zeros((0, 5))), convert(np.array([1.0, 0.0, 1.0, 0.5, 0.0, 1.0]))],
             rule,
@@ -185,7 +185,7 @@ def test_the_scale_halves_and_doubles(device):
         g = np.zeros(70000)
         g[69999] = bad
         g, uniforms = convert(g), convert(np.array([1.0, 0.0, 1.0, 0.0, 0.0]))
-        kernels.ops._backend(g).run("check_finite", [g, scaler, step, uniforms])
+        kernels.ops._backend(g=g).run("check_finite", [g, scaler, step, uniforms])
         host = [a.copy_to_host() if hasattr(a, "copy_to_host") else a for a in (scaler, uniforms)]
         seen.append((host[0][0], 1 / host[1][0], host[1][4]))
     # the scale after the step, the one the step was divided by, and whether it was skipped (until the next begins)
