@@ -40,7 +40,7 @@ class Device:
 
 
 _ALLOCATED: list = []  # (address, end, device) of memory of devices, the newest last
-TRANSFERS: list = []  # ("up" or "down", shape)
+TRANSFERS: list = []  # ("up", "down", or "over" from device to device, shape)
 
 
 def device_at(address):
@@ -85,8 +85,7 @@ def _on_device(array):
 
 
 def _copy(array):
-    if not isinstance(array, Array):
-        TRANSFERS.append(("up", np.shape(array)))
+    TRANSFERS.append(("over" if isinstance(array, Array) else "up", np.shape(array)))
     return _on_device(array)
 
 

@@ -64,9 +64,10 @@ def test_a_gpu_that_is_too_old_is_not_taken(gpus, monkeypatch):
 def test_models_on_two_devices_train_alike(gpus):
     """That no launch sees memory of the other device is checked by the simulator."""
     weights = []
-    for name in ("cuda:1", "cuda"):
+    for number, name in ((1, "cuda:1"), (0, "cuda")):
         model = _model(name)
         model.fit(X, Y, batch_size=5, verbose=0)
+        assert model._engine.array(model._network.output).device.id == number
         weights.append([*model.get_weights(), model.predict(X)])
     for a, b in zip(*weights, strict=True):
         assert np.array_equal(a, b)

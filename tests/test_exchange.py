@@ -268,7 +268,7 @@ def test_models_train_where_their_arrays_lie(gpus):
     driver_simulator.TRANSFERS.clear()
     got = trained("cuda:1", lambda a: Exporter(_put(a, 1)), lambda a: _put(a, 1))
     np.testing.assert_allclose(got, expected, rtol=1e-11)
-    assert not [shape for way, shape in driver_simulator.TRANSFERS if way == "up" and shape == x.shape]
+    assert not [shape for way, shape in driver_simulator.TRANSFERS if way != "down" and shape == x.shape]
     assert Device().id == 0
     with pytest.raises(ValueError, match="x is on cuda:0, the model on cuda:1"):
         trained("cuda:1", _put, np.asarray)

@@ -402,7 +402,7 @@ BAD = {
     "option": (lambda x, y: optimizers.Adam(rho=0.9), "adam has no parameter 'rho'"),
     "seed": (lambda x, y: dlcore.set_seed(-1), "seed must not be negative"),
     "seed kind": (lambda x, y: dlcore.set_seed("1"), "seed must be an integer"),
-    "device": (lambda x, y: dlcore.Sequential(device="gpu"), "device must be one of auto, cpu, cuda, got 'gpu'"),
+    "device": (lambda x, y: dlcore.Sequential(device="gpu"), "device must be one of auto, cpu, cuda or a GPU such as cuda:1, got 'gpu'"),
     "set_weights count": (lambda x, y: _model().set_weights([]), "got 0 arrays; this model has 8"),
     "set_weights shape": (lambda x, y: _model().set_weights(_model().get_weights()[::-1]), r"has shape \(3,\); expected \(4, 8\)"),
     "not a layer": (lambda x, y: dlcore.Sequential(["dense"]), "expected a layer, got str"),
