@@ -277,7 +277,7 @@ def fuse_updates(steps: Sequence[Instruction], program: Any) -> list[Instruction
     first = next((k for k, s in enumerate(steps) if s in sources.values()), len(steps))
     if set(sources) != set(weight_of) or any(s.op.division in ("rows", "chunks") for s in steps[first:]):
         return list(steps)
-    if any(s.op.name in ("sum_of_squares", "count_not_finite", "restore_weights") for s in steps):
+    if any(s.op.name in ("sum_of_squares", "count_not_finite") for s in steps):
         return list(steps)
     others = [s for s in steps if s not in sources.values() and s is not update[0]]
     if any(operand in weight_of for s in others for operand in s.operands if isinstance(operand, Buffer)):
