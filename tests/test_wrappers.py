@@ -10,7 +10,6 @@ import types
 import numpy as np
 import oracle_optimizers
 import pytest
-import torch
 from numba import cuda
 from test_update import data, model, parameters, trained
 from tolerance import GRADIENT, assert_close, wider
@@ -107,6 +106,7 @@ def test_formulas(name, rule, device, dtype):
 
 def test_averages_are_those_of_pytorch():
     """Of the path that Adam takes alone, which averages do not change."""
+    torch = pytest.importorskip("torch")
     net = torch.nn.ParameterList([torch.nn.Parameter(torch.zeros(70, dtype=torch.float64))])
     mean = torch.optim.swa_utils.AveragedModel(net)
     moving = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.7))
