@@ -42,7 +42,7 @@ def tools():
 @pytest.mark.slow
 def test_every_kernel(tools):
     """On the oldest architecture; .ci/run takes them all."""
-    done = _python("-m", "bench", "sass", "--arch", "75", "--rules", "tanh,binary_crossentropy,adam")
+    done = _python("-m", "bench", "sass", "--arch", "75", "--rules", "tanh,binary_crossentropy,adam,lamb")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stderr.startswith("[1/")
 
