@@ -30,18 +30,9 @@ class Plan:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for plans whose programs are the same."""
-        rule = self.optimizer.rule if self.optimizer is not None else None
-        return (
-            self.loss,
-            self.metrics,
-            rule,
-            self.clipped,
-            self.scaled,
-            self.turns,
-            self.sharpness,
-            self.labels,
-            self.weighted,
-        )
+        optimizer = self.optimizer
+        updates = None if optimizer is None else (optimizer.rule, optimizer.surroundings)
+        return self.loss, self.metrics, updates, self.labels, self.weighted
 
     @property
     def clipped(self) -> str:

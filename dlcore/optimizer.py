@@ -148,11 +148,13 @@ class Optimizer:
         elif (ema_momentum, ema_overwrite_frequency) != (0.99, None):
             raise ValueError("ema_momentum and ema_overwrite_frequency need use_ema=True")
         self.steps_per_epoch = 1.0  # updates, what a schedule by epochs counts; fit sets it
-        self.rule = self._compose(found)
+        _ = self.rule  # raises where names of parameters collide
 
-    def _compose(self, found: OptimizerRule) -> OptimizerRule:
+    @property
+    def rule(self) -> OptimizerRule:
+        """The rule with all that is compiled into its update; the same object as long as that is the same."""
         schedule = self.schedule.rule if self.schedule else None
-        return _composed(found, self.clipvalue is not None, self.maximize, schedule, self.wrappers)
+        return _composed(self._found, self.clipvalue is not None, self.maximize, schedule, self.wrappers)
 
     def _add(self, wrapper: Wrapper, values: dict[str, float]) -> None:
         """Let ``wrapper`` follow; the moving average stays the last, so that it is one of the weights as they end."""
@@ -168,14 +170,12 @@ class Optimizer:
     @property
     def learning_rate(self) -> float:
         """The learning rate; where there is a schedule, the one that it starts from. Setting it ends the schedule."""
-        return self.values[self.rule.rate]
+        return self.values[self._found.rate]
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         self.schedule = value if isinstance(value, LearningRateSchedule) else None
-        self.values[self.rule.rate] = number("learning_rate", getattr(value, "learning_rate", value))
-        if (self.schedule and self.schedule.rule) is not self.rule.schedule:
-            self.rule = self._compose(self._found)
+        self.values[self._found.rate] = number("learning_rate", getattr(value, "learning_rate", value))
 
     def rate_at(self, step: int) -> float:
         """The learning rate of step ``step``, counted from 1."""
@@ -186,6 +186,12 @@ class Optimizer:
     def count_epochs(self, batches: int) -> None:
         """An epoch has ``batches`` mini-batches."""
         self.steps_per_epoch = batches / (self.gradient_accumulation_steps or 1)
+
+    @property
+    def surroundings(self) -> tuple[Any, ...]:
+        """Equal for optimizers of one rule whose programs are the same: what they emit around the update."""
+        checked = self.loss_scale, self.skip_nonfinite
+        return self.clipped, checked, self.gradient_accumulation_steps or 1, self.sharpness
 
     @property
     def clipped(self) -> str:

@@ -124,7 +124,7 @@ class _Wrapping(Optimizer):
         if wrapper in self.wrappers:
             raise ValueError(f"{type(self).__name__} is around this optimizer already")
         self._add(wrapper, values)
-        self.rule = self._compose(self._found)
+        _ = self.rule  # raises where names of parameters collide
 
 
 class Lookahead(_Wrapping):

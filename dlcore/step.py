@@ -26,7 +26,7 @@ class Step:
         from .kernels.cpu.checks import within
 
         self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
-        self.rule, self.clipped = self.optimizer.rule, self.optimizer.clipped
+        self.rule, self.surroundings = self.optimizer.rule, self.optimizer.surroundings
         self.hyper = self.engine.array(model._network.hyper)
         self.x_dtype, self.y_shape, self.y_dtype = x.dtype, y.shape, y.dtype
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
@@ -66,7 +66,7 @@ class Step:
             or not y.flags.c_contiguous
             or self.engine.memory is not self.memory
             or self.optimizer.rule is not self.rule
-            or self.optimizer.clipped != self.clipped
+            or self.optimizer.surroundings != self.surroundings
         ):
             return None
         if self.matrix is not None:

@@ -121,6 +121,15 @@ def test_the_optimizer_may_change_between_steps(rng):
         use(model)
         model.optimizer.weight_decay = 0.5
         use(model)
+        model.optimizer.gradient_accumulation_steps = 2
+        use(model)
+        use(model)
+        model.optimizer.loss_scale = 8.0
+        use(model)
+        assert model._network.scaler is not None
+        model.optimizer.global_clipnorm, model.optimizer.clipvalue = None, 1e-3
+        use(model)
+        use(model)
     for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     short.compile("sgd", "sparse_categorical_crossentropy")
