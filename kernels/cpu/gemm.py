@@ -15,9 +15,12 @@ _WIDE = VECTORS * _VECTOR  # bytes of a row of a packed panel
 _MASKS_LOADS = masks_loads()
 DEPTH = 512  # of the inner index: a packed panel of B takes 96 KiB
 BLOCK_ROWS = 256  # of A, that pass over a panel of B while it is in the L2 cache
-# Rows. A copy of B costs about as much as four rows of tiles; tiles of half the rows read B twice as often (float64 on
-# AVX2, 32 rows: 26 GF in place, 35 packed).
+# Rows from which a copy of B is worth its stores; fewer where B does not stay in the cache, for the tile that copies
+# fetches what lies ahead (16 rows of 4096 x 1024: 32 GF in place, 50 packed). Tiles of half the rows read B twice as
+# often (float64 on AVX2, 32 rows: 26 GF in place, 35 packed).
 _WORTH_PACKING = 64 if _VECTOR == 64 else 32
+_WORTH_FETCHING = 16
+_FAR = 1 << 21  # bytes of B
 KERNELS, ROW_PRODUCT = 2 * VECTORS + 2, 2 * VECTORS + 1
 SCRATCH = DEPTH * _WIDE  # bytes a thread needs: a panel of B
 
@@ -61,6 +64,7 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
     kernels = view_words(kernels_, KERNELS)
     size = view(c, 1).itemsize
     lanes = _VECTOR // size
+    packs = m >= _WORTH_PACKING or (m >= _WORTH_FETCHING and k * n * size > _FAR)
     for i in range(0, m, BLOCK_ROWS):
         rows = min(BLOCK_ROWS, m - i)
         for p in range(0, k, DEPTH):
@@ -73,11 +77,15 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
                 tail = columns % lanes
                 strip = b + p * b_row + j * size
                 strip_step = b_row
+                packed = 0
                 if transposed != 0:
                     strip_step = _WIDE
                     call_pack(kernels[2 * VECTORS], b + j * b_row + p * size, b_row, scratch, depth, columns)
                     strip = scratch
-                elif m >= _WORTH_PACKING or (tail > 0 and not _MASKS_LOADS):
+                elif tail == 0 or _MASKS_LOADS:
+                    if packs:
+                        packed = scratch
+                else:
                     strip_step = vectors * _VECTOR
                     copy_panel(strip, b_row, scratch, strip_step, depth, columns * size)
                     strip = scratch
@@ -88,7 +96,9 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
                 if bias != 0 and p + depth == k:
                     add = bias + j * size
                 target = c + i * c_row + j * size
-                call_panel(kernel, source, a_row, a_step, strip, strip_step, target, c_row, rows, depth, p, add, tail)
+                call_panel(
+                    kernel, source, a_row, a_step, strip, strip_step, packed, target, c_row, rows, depth, p, add, tail
+                )
                 j += columns
 
 

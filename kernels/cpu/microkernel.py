@@ -26,6 +26,7 @@ _I32 = ir.IntType(32)
 _LLVM = {np.dtype(np.float32): ir.FloatType(), np.dtype(np.float64): ir.DoubleType()}
 VECTORS = 3  # of the widest tile
 _UNROLL = 2
+_AHEAD = 16  # rows of B that are fetched before they are needed, where it is packed
 
 
 @functools.cache
@@ -104,6 +105,13 @@ class Emitter:
         function = self.function(name, ir.VoidType(), kinds)
         self.b.call(function, [value, self.at(address, offset), ir.Constant(_I32, self.size), mask])
 
+    def prefetch(self, address: Any, offset: int = 0, write: bool = False) -> None:
+        """Fetch the cache line there, to be read or to be written."""
+        byte = ir.IntType(8).as_pointer()
+        function = self.function("llvm.prefetch.p0", ir.VoidType(), [byte, _I32, _I32, _I32])
+        options = [ir.Constant(_I32, option) for option in (int(write), 3, 1)]  # into all caches, data
+        self.b.call(function, [self.at(address, offset, ir.IntType(8)), *options])
+
     def loop(self, count: Any, body: Any) -> None:
         """``body()``, ``count`` times."""
         left = cgutils.alloca_once_value(self.b, count)
@@ -119,18 +127,20 @@ class Emitter:
 
 
 def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
-    """An intrinsic ``tile(a, a_row, a_step, b, b_step, c, c_row, count, k, accumulate, bias, tail)``.
+    """An intrinsic ``tile(a, a_row, a_step, b, b_step, packed, c, c_row, count, k, accumulate, bias, tail)``.
 
     ``C = A B``, plus ``C`` itself where ``accumulate``, plus a row of biases where its address is not 0; ``count``
     rows of ``rows``: the missing ones repeat the last. Of the last vector, ``tail`` elements are there if ``masked``.
+    The rows of ``B`` are also written to ``packed``, one after another, unless that is 0: packing costs no time of its
+    own beside the multiplications, and what lies ahead in ``B`` is fetched meanwhile.
     """
     count = lanes(dtype)
     width = vector_bytes()
 
     @intrinsic
-    def tile(typing_context, a, a_row, a_step, b, b_step, c, c_row, rows_, k, accumulate, bias, tail):
+    def tile(typing_context, a, a_row, a_step, b, b_step, packed, c, c_row, rows_, k, accumulate, bias, tail):
         def codegen(context, builder, signature, arguments):
-            a, a_row, a_step, b, b_step, c, c_row, rows_, k, accumulate, bias, tail = arguments
+            a, a_row, a_step, b, b_step, packed, c, c_row, rows_, k, accumulate, bias, tail = arguments
             e = Emitter(builder, dtype, count)
             multiply_add = e.function(f"llvm.fmuladd.{e.suffix}", e.vector, [e.vector] * 3)
             mask = e.mask(tail) if masked else None
@@ -149,10 +159,18 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
                 for slot in line:
                     builder.store(zero, slot)
             at_a, at_b = cgutils.alloca_once_value(builder, a), cgutils.alloca_once_value(builder, b)
+            at_copy = cgutils.alloca_once_value(builder, packed)
+            ahead = builder.mul(b_step, e.constant(_AHEAD))
 
-            def step():
+            def step(packing):
                 here, there = builder.load(at_a), builder.load(at_b)
                 line = [e.load(there, v * width, masks_b[v]) for v in range(vectors)]
+                if packing:
+                    copy = builder.load(at_copy)
+                    for v in range(vectors):
+                        e.prefetch(builder.add(there, ahead), v * width)
+                        e.store(line[v], copy, v * width)
+                    builder.store(builder.add(copy, e.constant(vectors * width)), at_copy)
                 for r in range(rows):
                     x = builder.load(e.at(builder.add(here, a_offset[r]), kind=e.element), align=e.size)
                     x = e.splat(x)
@@ -162,10 +180,16 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
                 builder.store(builder.add(here, a_step), at_a)
                 builder.store(builder.add(there, b_step), at_b)
 
-            e.loop(builder.sdiv(k, e.constant(_UNROLL)), lambda: [step() for _ in range(_UNROLL)])
-            e.loop(builder.srem(k, e.constant(_UNROLL)), step)
             c_offset = [builder.add(c, builder.mul(r, c_row)) for r in row]
             each = [(r, v) for r in range(rows) for v in range(vectors)]
+            for r, v in each:
+                e.prefetch(c_offset[r], v * width, write=True)
+            with builder.if_else(builder.icmp_signed("!=", packed, e.constant(0))) as (packs, reads):
+                with packs:
+                    e.loop(k, lambda: step(True))
+                with reads:
+                    e.loop(builder.sdiv(k, e.constant(_UNROLL)), lambda: [step(False) for _ in range(_UNROLL)])
+                    e.loop(builder.srem(k, e.constant(_UNROLL)), lambda: step(False))
             with builder.if_then(builder.icmp_signed("!=", accumulate, e.constant(0))):
                 for r, v in each:
                     old = e.load(c_offset[r], v * width, masks[v])
@@ -178,25 +202,31 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
                 e.store(builder.load(sums[r][v]), c_offset[r], v * width, masks[v])
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 12), codegen
+        return types.void(*[types.int64] * 13), codegen
 
     return tile
 
 
 _PANEL = """
-def {name}(a, a_row, a_step, b, b_step, c, c_row, m, k, accumulate, bias, tail):
+def {name}(a, a_row, a_step, b, b_step, packed, c, c_row, m, k, accumulate, bias, tail):
+    copy = packed
     for i in range(0, m, {rows}):
         count = min({rows}, m - i)
-        tile(a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row, count, k, accumulate, bias, tail)
+        tile(a + i * a_row, a_row, a_step, b, b_step, copy, c + i * c_row, c_row, count, k, accumulate, bias, tail)
+        if copy != 0:
+            b, b_step, copy = packed, {width}, 0
 """
-PANEL_SIGNATURE = types.void(*[types.int64] * 12)
+PANEL_SIGNATURE = types.void(*[types.int64] * 13)
 
 
 @functools.cache
 def panel(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
-    """The C function that runs tiles down a panel of ``vectors`` vectors: ``m`` rows of ``C``."""
+    """The C function that runs tiles down a panel of ``vectors`` vectors: ``m`` rows of ``C``.
+
+    The first tile packs ``B``, and the others read what it wrote, unless ``packed`` is 0.
+    """
     name = f"panel_{rows}x{vectors}{'_masked' if masked else ''}_{dtype.name}"
-    text = _PANEL.format(name=name, rows=rows)
+    text = _PANEL.format(name=name, rows=rows, width=vectors * vector_bytes())
     function = compiler.make(text, name, {"tile": _tile(dtype, rows, vectors, masked)}, str(vector_bytes()))
     return compiler.callback(function, PANEL_SIGNATURE)
 
