@@ -22,6 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import caching, config
+from numba.core.runtime import rtsys
 
 _STALE_DAYS = 30
 
@@ -126,8 +127,18 @@ class _CallbackImplementation(_Implementation):
 class NativeCache(caching.FunctionCache):
     _impl_class = _Implementation
 
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What is on the disk, without the declarations of all that Numba can compile: they take it 0.2 s.
 
-class CallbackCache(caching.FunctionCache):
+        Compiled code needs its runtime, whose symbols it refers to; a miss is followed by a compilation, which asks for
+        the rest itself.
+        """
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+class CallbackCache(NativeCache):
     _impl_class = _CallbackImplementation
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
+import os
 import re
 from typing import Any, NamedTuple
 
 DEVICES = ("auto", "cpu", "cuda")
 _NUMBERED = re.compile(r"cuda:\d{1,4}")
 OLDEST = 75  # compute capability: Turing
+_NO_DRIVER = "no CUDA device: no NVIDIA driver is installed"
 TENSOR_CORES = 80  # that take TF32, and two floats of 16 bits rounded at once: Ampere
 
 
@@ -40,11 +43,22 @@ def _version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
+def _has_driver() -> bool:
+    """Whether the NVIDIA driver's library can be loaded; to find that it cannot is 0.1 s less than to import CuPy."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 @functools.cache
 def _found() -> _Found:
     for module, package in (("cupy", "CuPy"), ("numba_cuda", "numba-cuda")):
         if importlib.util.find_spec(module) is None:
             return _Found(f"{package} is not installed; pip install 'dlcore[cuda13]' (or cuda12) adds it")
+    if not _has_driver():
+        return _Found(_NO_DRIVER)
     try:
         import cupy
 
@@ -61,7 +75,7 @@ def _why_not(runtime: Any, error: Exception) -> str:
     """Why the GPUs cannot be counted: there is no driver, or one that is older than CuPy needs."""
     driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
     if not driver:
-        return "no CUDA device: no NVIDIA driver is installed"
+        return _NO_DRIVER
     if driver // 1000 < needed // 1000:  # within a major version, older drivers will do
         return (
             f"the NVIDIA driver is too old: it knows CUDA {_version(driver)}, and CuPy is made for {_version(needed)}; "

@@ -327,6 +327,7 @@ def hardware(monkeypatch, devices=2):
 
     with installed(monkeypatch, devices) as graphs:
         monkeypatch.setattr(device, "simulated", lambda: False)
+        monkeypatch.setattr(device, "_has_driver", lambda: True)
         device._found.cache_clear()
         yield graphs
     device._found.cache_clear()

@@ -165,6 +165,11 @@ def test_a_cupy_that_cannot_be_imported(gpus, monkeypatch):
         device.resolve("cuda")
 
 
+def test_where_there_is_no_driver_cupy_is_not_asked(gpus, monkeypatch):
+    monkeypatch.setattr(device, "_has_driver", lambda: False)
+    assert device.why_no_gpu() == "no CUDA device: no NVIDIA driver is installed"
+
+
 def _full(*arguments):
     raise MemoryError("out of memory")
 
