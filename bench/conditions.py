@@ -28,12 +28,16 @@ _MEMORY = 1.25
 _LOADED_ROWS = ("digits", "mnist-64")
 _LOADED_COLUMNS = ("dlcore", "dlcore fit", "torch", "jax")
 _BURSTS, _LOADED_BURST = 7, 0.2
-# until standard input ends, so that it does not outlive whoever started it
+# Keeps so many cores busy, without holding the GIL, until standard input ends: it does not outlive whoever started it.
 _SPIN = """
-import os, sys, threading
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-while True:
-    pass
+import hashlib, os, sys, threading
+def compute():
+    while True:
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)
+for _ in range(int(sys.argv[1])):
+    threading.Thread(target=compute, daemon=True).start()
+sys.stdin.read()
+os._exit(0)
 """
 
 
@@ -113,13 +117,14 @@ def scaling() -> Iterator[Outcome]:
 
 
 @contextmanager
-def _busy_cores() -> Iterator[None]:
-    """A process for each core that computes without end."""
+def _busy_cores(processes: int) -> Iterator[None]:
+    """``processes`` processes that compute without end, together on every core."""
     started: list[subprocess.Popen[bytes]] = []
+    threads = -(-(os.cpu_count() or 2) // processes)
     try:
-        for _ in range(os.cpu_count() or 2):
+        for _ in range(processes):
             # a session of its own, as a worker has: Linux shares the cores out among sessions first
-            command = [sys.executable, "-c", _SPIN]
+            command = [sys.executable, "-c", _SPIN, str(threads)]
             started.append(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True))
         time.sleep(0.3)
         yield
@@ -144,7 +149,10 @@ def _bursts(worker: timing.Worker, column: timing.Column, row: str, quiet: bool)
 
 
 def loaded() -> Iterator[Outcome]:
-    """A step while other processes want every core, over a step in quiet."""
+    """A step while another process wants every core, over a step in quiet; and while there is such a one for each core.
+
+    The second is not judged: of ``n`` cores, ``n`` others leave such a process ``n / (n + 1)`` of one core.
+    """
     columns = [peers.COLUMNS[label] for label in _LOADED_COLUMNS]
     with timing.Workers(peers.MODULES) as workers:
         for row in _LOADED_ROWS:
@@ -156,23 +164,24 @@ def loaded() -> Iterator[Outcome]:
                     quiet[column] = timing.Figures(missing=answer["missing"])
                 else:
                     quiet[column] = _bursts(worker, column, row, True)
-            with _busy_cores():
-                slow = {c: quiet[c] if quiet[c].missing else _bursts(workers[c.worker], c, row, False) for c in columns}
-            for column in columns:
-                yield _loaded(row, column, quiet[column], slow[column])
+            for processes, others in ((1, "another process"), (os.cpu_count() or 2, "a process for each")):
+                with _busy_cores(processes):
+                    slow = {c: q if q.missing else _bursts(workers[c.worker], c, row, False) for c, q in quiet.items()}
+                for column in columns:
+                    what = f"{row}, cores loaded by {others} / quiet: {column.label}"
+                    yield _loaded(what, column.worker == "dlcore" and processes == 1, quiet[column], slow[column])
 
 
-def _loaded(row: str, column: timing.Column, quiet: timing.Figures, slow: timing.Figures) -> Outcome:
-    what = f"{row}, cores loaded by others / quiet: {column.label}"
+def _loaded(what: str, judged: bool, quiet: timing.Figures, slow: timing.Figures) -> Outcome:
     before, after = quiet.median, slow.median
     if before is None or after is None:
         return _missing(what, quiet.missing or slow.missing)
     ratio = after / before
     figure = f"{ratio:.2f}x ({'~' * quiet.doubtful}{report.duration(before)} to {report.duration(after)})"
-    if column.worker != "dlcore":
+    if not judged:
         return Outcome(what, figure)
-    judged = _judge(what, figure, f"<= {_LOADED}x", ratio <= _LOADED)
-    return judged._replace(verdict=judged.verdict + "?" * quiet.doubtful)
+    outcome = _judge(what, figure, f"<= {_LOADED}x", ratio <= _LOADED)
+    return outcome._replace(verdict=outcome.verdict + "?" * quiet.doubtful)
 
 
 def neighbours() -> Iterator[Outcome]:
