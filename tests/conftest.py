@@ -20,6 +20,14 @@ if config.ENABLE_CUDASIM:
 
 
 @pytest.fixture(autouse=True)
+def _nobody_else(monkeypatch):
+    """Jobs take the threads that they ask for, whatever other processes do (test_crowd.py has crowds of its own)."""
+    from dlcore.kernels.cpu import crowd
+
+    monkeypatch.setattr(crowd, "_LOST", 1.0)
+
+
+@pytest.fixture(autouse=True)
 def _registry():
     """Rules that a test defines are forgotten after it."""
     from dlcore.kernels.rule import REGISTRY

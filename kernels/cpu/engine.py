@@ -204,5 +204,5 @@ def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, sampl
         for k, engine in enumerate(engines):
             engine.program.check_run(steps, batch, samples, first, engine.rows)
             jobs[2 + k] = engine._job(name, steps, batch, samples, first, 1).job_address
-        with pool(min(len(engines), get_num_threads())) as granted:
+        with pool(min(len(engines), get_num_threads()), meet=False) as granted:
             run(entry_point(work_many), jobs.ctypes.data, granted)

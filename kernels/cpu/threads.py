@@ -4,7 +4,7 @@
 without the GIL, in three stages: they pause, then yield the core while that returns at once, then sleep. A launch
 raises the ticket of every worker that takes part and wakes those that sleep; the others are left alone.
 
-    with pool(get_num_threads()) as granted:     # 1 while another Python thread has the pool
+    with pool(get_num_threads()) as granted:     # fewer while others want the cores
         run(entry, argument, granted)
 """
 
@@ -24,6 +24,7 @@ from numba import types
 
 from .. import compile as compiler
 from ..native import call_entry
+from .crowd import Crowd
 from .machine import (
     AFFINITY_WORDS,
     CYCLES_PER_MICROSECOND,
@@ -263,6 +264,7 @@ class _Pool:
         self.workers: list[threading.Thread] = []
         self.error: BaseException | None = None
         self.closed = False
+        self.crowd = Crowd()
 
     def run(self, entry: int, argument: int, threads: int) -> None:
         if not 1 < threads <= len(self.workers) + 1:
@@ -351,29 +353,38 @@ def run(entry: int, argument: int, threads: int) -> None:
         pool.run(entry, argument, threads)
 
 
+def _clocks() -> tuple[float, float, float]:
+    return time.perf_counter(), time.thread_time(), time.process_time()
+
+
 class pool:
     """``with pool(threads) as granted``: how many threads jobs in the block may use.
 
     That is ``threads``, or 1 while another Python thread has the pool: two models that train at once share the cores
-    better with a thread each, and results never depend on the number of threads.
+    better with a thread each, and results never depend on the number of threads. Of threads that ``meet`` at barriers
+    there are fewer while other processes want the cores (see crowd.py).
     """
 
-    __slots__ = ("granted", "lock", "threads")
+    __slots__ = ("granted", "meet", "pool", "start", "threads")
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, threads: int, meet: bool = True) -> None:
+        self.threads, self.meet = threads, meet
 
     def __enter__(self) -> int:
-        pool = _pool
-        self.lock = pool.lock
-        self.granted = self.threads if self.threads > 1 and not pool.closed and pool.lock.acquire(blocking=False) else 1
+        pool = self.pool = _pool
+        threads = pool.crowd.limit(self.threads) if self.meet and self.threads > 1 else self.threads
+        self.granted = threads if threads > 1 and not pool.closed and pool.lock.acquire(blocking=False) else 1
+        if self.granted > 1:
+            self.start = _clocks()
         return self.granted
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.granted > 1:
-            self.lock.release()
+            if self.meet:
+                self.pool.crowd.count(self.granted, *map(float.__sub__, _clocks(), self.start))
+            self.pool.lock.release()
 
 
 # --------------------------------------------------------------------------------------------- how many threads

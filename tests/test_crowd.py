@@ -1,0 +1,107 @@
+"""How many threads a job takes while others want the cores: told by made-up clocks."""
+
+import types
+
+import pytest
+
+from dlcore.kernels.cpu import crowd, threads
+
+
+class Machine:
+    """The clocks of a machine, and jobs that pass on them."""
+
+    def __init__(self):
+        self.now = self.idle = 0.0
+
+    def job(self, found, asked, seconds, share, ours, idle):
+        """Run a job; its calling thread has ``share`` of a core, the process ``ours`` cores, and ``idle`` are idle."""
+        granted = found.limit(asked)
+        self.now += seconds
+        self.idle += idle * seconds
+        if granted > 1:
+            found.count(granted, seconds, share * seconds, ours * seconds)
+        return granted
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    made = Machine()
+    monkeypatch.setattr(crowd, "_LOST", 0.25)
+    monkeypatch.setattr(crowd, "_cpus", lambda: set(range(4)))
+    clocks = types.SimpleNamespace(perf_counter=lambda: made.now)
+    monkeypatch.setattr(crowd, "time", clocks)
+    monkeypatch.setattr(crowd, "_idle_seconds", lambda: made.idle)
+    return made
+
+
+def _run(machine, found, count, *arguments):
+    return [machine.job(found, 4, 0.001, *arguments) for _ in range(count)]
+
+
+def test_a_quiet_machine_gives_what_is_asked_for(machine):
+    assert set(_run(machine, crowd.Crowd(), 500, 1.0, 4.0, 0.0)) == {4}
+    assert set(_run(machine, crowd.Crowd(), 500, 1.0, 1.5, 2.5)) == {4}  # though most of it is for the calling thread
+
+
+def test_an_interruption_of_some_milliseconds_is_no_crowd(machine):
+    found = crowd.Crowd()
+    for _ in range(20):
+        assert set(_run(machine, found, 4, 0.0, 0.5, 0.0)) == {4}
+        assert set(_run(machine, found, 40, 1.0, 4.0, 0.0)) == {4}
+
+
+def test_fewer_threads_in_a_crowd_and_all_of_them_when_it_has_gone(machine):
+    found = crowd.Crowd()
+    assert _run(machine, found, 22, 0.5, 1.5, 0.0)[-1] == 2  # half as many
+    assert _run(machine, found, 40, 0.5, 0.7, 0.0)[-1] == 1  # and half of those
+    assert set(_run(machine, found, 200, 0.5, 0.5, 0.0)) == {1}  # alone, as long as no core idles
+    assert _run(machine, found, 30, 0.9, 0.9, 1.1)[-1] == 2  # one thread for each idle core
+    assert _run(machine, found, 60, 1.0, 2.0, 2.0)[-1] == 4
+    assert set(_run(machine, found, 100, 1.0, 4.0, 0.0)) == {4}
+
+
+def test_more_threads_than_cpus_are_no_crowd(machine, monkeypatch):
+    monkeypatch.setattr(crowd, "_cpus", lambda: {0, 1})
+    assert set(_run(machine, crowd.Crowd(), 200, 0.5, 2.0, 0.0)) == {4}
+
+
+def test_threads_of_this_process_are_no_crowd(machine):
+    """Those of a BLAS library, which turn on the spot for a while after each product."""
+    assert set(_run(machine, crowd.Crowd(), 200, 0.5, 3.0, 0.0)) == {4}
+
+
+def test_where_the_system_does_not_tell_what_idles_all_threads_are_tried_again(machine, monkeypatch):
+    monkeypatch.setattr(crowd, "_idle_seconds", lambda: None)
+    found = crowd.Crowd()
+    assert _run(machine, found, 22, 0.5, 1.5, 0.0)[-1] == 2
+    assert 4 in _run(machine, found, 30, 0.5, 1.5, 0.0)
+
+
+def test_idle_seconds_of_this_machine():
+    first = crowd._idle_seconds()
+    if first is None:
+        pytest.skip("this system does not tell how long its CPUs idled")
+    assert 0.0 <= first <= crowd._idle_seconds()
+
+
+def test_the_pool_asks(monkeypatch):
+    """Threads that wait for each other are fewer; whole models, which do not, are shared out as ever."""
+    asked = types.SimpleNamespace(limit=lambda threads: 1, count=lambda *figures: None)
+    monkeypatch.setattr(threads._pool, "crowd", asked)
+    with threads.pool(2) as granted:
+        assert granted == 1
+    with threads.pool(2, meet=False) as granted:
+        assert granted == 2
+
+
+def test_the_pool_tells(monkeypatch):
+    told = []
+    asked = types.SimpleNamespace(limit=lambda threads: threads, count=lambda *figures: told.append(figures))
+    monkeypatch.setattr(threads._pool, "crowd", asked)
+    with threads.pool(2):
+        pass
+    with threads.pool(1):
+        pass
+    ((count, *seconds),) = told
+    assert count == 2
+    assert all(0.0 <= passed < 1.0 for passed in seconds)
