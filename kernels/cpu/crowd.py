@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import time
 
-_WINDOW = 0.02  # seconds of jobs that are judged together: one interruption of a few milliseconds is no crowd
+_WINDOW = 0.05  # seconds of jobs that are judged together: one interruption of ten milliseconds is no crowd
 _LOST = 0.25  # share of them off the core from which on it is one,
 _OURS = 0.6  # unless this process had this share of the cores that its threads can take
-_REST = 0.02  # seconds after which idle cores are counted, and taken again
+_REST = 0.03  # seconds after which idle cores are counted, and taken again; the system tells them in hundredths
 
 
 def _cpus() -> set[int] | None:
