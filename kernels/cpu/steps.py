@@ -231,7 +231,7 @@ def least_columnwise(rows: int, threads: int) -> int | None:
     """From how many weights on a dense product is cut by columns; None for none."""
     if threads > chunk_count(rows):
         return 1 << 17  # below, the barriers cost more than the second thread saves
-    return 1 << 20 if threads > 1 and rows < 128 * threads else None
+    return 1 << 15 if threads > 1 and rows < 128 * threads else None
 
 
 def _columns_a_thread(rows: int) -> int:
