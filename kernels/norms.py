@@ -48,11 +48,12 @@ def batch_norm_forward(
     batch``. All but ``x`` and ``y`` are of shape ``(channels,)``.
     """
     backend = _backend(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
-    x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
+    x, gamma, beta = _float("x", x, backend), _float("gamma", gamma, backend), _float("beta", beta, backend)
     _channels(x, gamma)
     running_mean = backend.in_place("running_mean", running_mean)
     running_var = backend.in_place("running_var", running_var)
-    y, mean, rstd = (backend.empty(s, x.dtype) for s in (x.shape, gamma.shape, gamma.shape))
+    new, dtype = backend.empty, x.dtype
+    y, mean, rstd = new(x.shape, dtype), new(gamma.shape, dtype), new(gamma.shape, dtype)
     flat_x, flat_y = _rows(x, y)
     operands = [flat_x, gamma, beta, running_mean, running_var, mean, rstd, flat_y]
     _run(backend, "batch_norm_forward", operands, None, (momentum, epsilon))
@@ -77,7 +78,7 @@ def _backward(op: str, dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any, backen
     dy, x, gamma, mean, rstd = _floats(backend, dy=dy, x=x, gamma=gamma, mean=mean, rstd=rstd)
     _channels(x, gamma, dy)
     new = backend.empty if x.size else backend.zeros  # sums over nothing are 0
-    dx, dgamma, dbeta = (new(s, dy.dtype) for s in (x.shape, gamma.shape, gamma.shape))
+    dx, dgamma, dbeta = new(x.shape, dy.dtype), new(gamma.shape, dy.dtype), new(gamma.shape, dy.dtype)
     flat_dy, flat_x, flat_dx = _rows(dy, x, dx)
     _run(backend, op, [flat_dy, flat_x, gamma, mean, rstd, flat_dx, dgamma, dbeta])
     return dx, dgamma, dbeta

@@ -18,6 +18,7 @@ from ..program import ALIGNMENT
 SMALL = 1 << 21  # bytes below which the C library does as well
 KEPT = 1 << 28  # bytes of free blocks; the oldest beyond are given back
 _PAGE = 1 << 12
+_FEW = SMALL // 16  # elements that are small in any dtype
 
 _Memory = tuple[int, int, np.ndarray]  # bytes from an address on, which is a multiple of ALIGNMENT
 _free: deque[_Memory] = deque()
@@ -47,8 +48,11 @@ class _Block:
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An array of any content, as ``np.empty`` gives; a large one begins at a cache line, in memory used before."""
+    elements = math.prod(shape)
+    if elements < _FEW:  # without a look at the dtype: for small arrays, this is called as often as anything
+        return np.empty(shape, dtype)
     dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
+    nbytes = elements * dtype.itemsize
     if nbytes < SMALL:
         return np.empty(shape, dtype)
     return np.asarray(_Block(_take(-(-nbytes // _PAGE) * _PAGE), shape, dtype))
