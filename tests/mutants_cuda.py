@@ -18,7 +18,8 @@ class Mutant(NamedTuple):
 
 _INSTRUCTION = "test_cuda.py::test_instruction"
 _ORDER = "test_cuda.py::test_order_of_threads"
-_BARRIER = "        cuda.syncthreads()\n"
+_SHALLOW = "    cuda.syncthreads()\n"
+_BARRIER = f"    {_SHALLOW}"
 _GEMM, _TENSOR, _UPDATE = "test_cuda_gemm.py", "test_cuda_tensor.py", "test_cuda_update.py"
 
 # fmt: off
@@ -79,8 +80,7 @@ MUTANTS = [
            _INSTRUCTION, "softmax_cross_entropy and warp"),
     Mutant("the mass of the targets is left out", "softmax.py", "share = w * inverse\n    scale = mass * share / total", "share = w * inverse\n    scale = share / total",
            _INSTRUCTION, "softmax_cross_entropy_dense and warp"),
-    Mutant("no barrier in a sum that is recorded", "rowwise.py", f"sums[t] = total\n{_BARRIER}", "sums[t] = total\n",
-           _ORDER, "record"),
+    Mutant("no barrier before a sum over a block", "block.py", f"sums[t] = v\n{_SHALLOW}", "sums[t] = v\n", _ORDER, "record"),
     Mutant("of equal scores the last one", "rowwise.py", "other_place < place", "other_place > place",
            "test_cuda.py::test_accuracy_takes_the_first_maximum"),
     # cursor
@@ -93,8 +93,8 @@ MUTANTS = [
     Mutant("the cursor is not set back", "engine.py", "        cursor.fill(0)\n", "        pass\n",
            "test_cuda_driver.py::test_a_cursor_on_the_device_says_which_mini_batch_it_is"),
     # updates
-    Mutant("no barrier in the tree of sums", "update.py", '"        cuda.syncthreads()", "        half //= 2"]',
-           '"        half //= 2"]', _ORDER, "clip_by_global_norm"),
+    Mutant("no barrier in the tree of sums", "block.py", f"{_BARRIER}        half //= 2", "        half //= 2", _ORDER,
+           "clip_by_global_norm"),
     Mutant("the compensation has the other sign", "update.py", "(following - total{k}) - term if", "term - (following - total{k}) if",
            f"{_UPDATE}::test_the_norm_keeps_what_rounding_takes"),
     Mutant("the last elements are left out of the norm", "update.py", "    if i < g.size:", "    if i < 0:",
@@ -111,8 +111,8 @@ MUTANTS = [
            _INSTRUCTION, "scale_loss"),
     Mutant("gradients are multiplied by the scale again", "finite.py", "uniforms[0] /= scaler[0]\n        move_", "uniforms[0] *= scaler[0]\n        move_",
            _INSTRUCTION, "check_finite"),
-    Mutant("no barrier in the count of what is not finite", "finite.py", f"found[t] = total\n{_BARRIER}",
-           "found[t] = total\n", "test_cuda.py::test_what_is_not_finite_is_found_wherever_it_lies"),
+    Mutant("what one thread found is the last that it looked at", "finite.py", "total += np.int32(1)\n        i =",
+           "total = np.int32(0)\n        i =", "test_cuda.py::test_what_is_not_finite_is_found_wherever_it_lies"),
     Mutant("two columns share a random word", "dropout.py", "if w1 >= threshold", "if w0 >= threshold", _INSTRUCTION,
            "dropout and prime"),
     Mutant("partial sums that nobody wrote", "weights.py", "partial[t] if t < partial.size else zero",

@@ -15,8 +15,9 @@ import numpy as np
 from numba import cuda
 
 from ..compile import UNIFORM_HEADER, gradient_text
+from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, element, generated, lowered, scratch
-from .update import SELECT, load_text, tree_text, wide_arrays
+from .update import SELECT, load_text, wide_arrays
 from .vector import access, aligned
 
 _SUMS = """
@@ -36,11 +37,14 @@ def {name}({arrays}, {given}blocks, partial):
     if i < high:
 {last}
 {add_last}
-{put}
 {tree}
     if t == 0:
 {store}
 """
+
+
+def _scope(dtype: np.dtype) -> dict[str, Any]:
+    return {"cuda": cuda, "block_sum": block_sum, "element": element(dtype), "zero": dtype.type(0)}
 
 
 def _sums_text(
@@ -70,8 +74,7 @@ def _sums_text(
         add="\n".join(line for k in range(lanes) for line in added(k)),
         last="\n".join(f"        {a}_0 = {a}[i]" for a in inputs),
         add_last="\n".join(added(0)),
-        put="\n".join(f"    sums{k}[t] = total{k}" for k in each),
-        tree=tree_text([f"sums{k}" for k in each]),
+        tree="\n".join(f"    block_sum(total{k}, sums{k})" for k in each),
         store="\n".join(f"        partial[b, {k}] = sums{k}[0]" for k in each),
     )  # fmt: skip
 
@@ -85,7 +88,6 @@ def {name}(partial, {hyper}uniforms, blocks, rows):
     for b in range(t, blocks.shape[0], {BLOCK}):
         if blocks[b, 2] == tensor:
 {add}
-{put}
 {tree}
     for k in range(t, uniforms.size, {BLOCK}):
         rows[tensor, k] = uniforms[k]
@@ -109,13 +111,12 @@ def _rows(dtype: Any, sums: int, clip: bool) -> Any:
         shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
         totals=" = ".join(f"total{k}" for k in each),
         add="\n".join(f"            total{k} += partial[b, {k}]" for k in each),
-        put="\n".join(f"    sums{k}[t] = total{k}" for k in each),
-        tree=tree_text([f"sums{k}" for k in each]),
+        tree="\n".join(f"    block_sum(total{k}, sums{k})" for k in each),
         store=_SCALED if clip else "\n".join(f"        rows[tensor, uniforms.size + {k}] = sums{k}[0]" for k in each),
     )  # fmt: skip
     dtype = np.dtype(dtype)
-    scope = {"cuda": cuda, "element": element(dtype), "zero": dtype.type(0), "number": dtype.type}
-    return generated(text, name, scope | {"sqrt": CUDA.math("sqrt", dtype)}, dtype)
+    scope = _scope(dtype) | {"number": dtype.type, "sqrt": CUDA.math("sqrt", dtype)}
+    return generated(text, name, scope, dtype)
 
 
 @functools.cache
@@ -124,7 +125,7 @@ def _squares(dtype: Any, wide: bool) -> Any:
     name = "block_squares" if wide else "block_squares_scalar"
     text = _sums_text(name, ["g"], "", [], 1, [wide], lanes, "g_{k} * g_{k}")
     dtype = np.dtype(dtype)
-    return generated(text, name, {"cuda": cuda, "element": element(dtype), "load": load, "zero": dtype.type(0)}, dtype)
+    return generated(text, name, _scope(dtype) | {"load": load}, dtype)
 
 
 def clip_by_norm(g: Any, hyper: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
@@ -153,7 +154,7 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
         name = "block_sums" if any(wide) else "block_sums_scalar"
         text = _sums_text(name, ["w", "g", "s"], "u, ", rows, len(rule.sums), wide, lanes, call)
         dtype = np.dtype(dtype)
-        scope = {"cuda": cuda, "element": element(dtype), "load": load, "zero": dtype.type(0), "summands": function}
+        scope = _scope(dtype) | {"load": load, "summands": function}
         _summands[key] = generated(text, name, scope | SELECT, dtype, function)
     return _summands[key]
 

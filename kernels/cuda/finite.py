@@ -12,6 +12,7 @@ import numpy as np
 from numba import cuda
 
 from ..loss_scale import move
+from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, ceil_div, flat, kernel, scratch
 from .update import NORM_BLOCKS
 from .vector import access, aligned
@@ -51,14 +52,7 @@ def _count(dtype: Any, wide: bool) -> Any:
         i = whole + cuda.grid(1)
         if i < g.size and not abs(g[i]) < infinity:
             total += np.int32(1)
-        found[t] = total
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                found[t] += found[t + half]
-            cuda.syncthreads()
-            half //= 2
+        block_sum(total, found)
         if t == 0:
             counts[cuda.blockIdx.x] = found[0]
 

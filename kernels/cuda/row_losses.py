@@ -12,7 +12,7 @@ import numpy as np
 from numba import cuda
 
 from .launch import CUDA, Launch, kernel, tiled
-from .warp import ALL, WARPS, rows_of, warp_max, warp_sum
+from .warp import ALL, WARPS, row_max, rows_of, warp_sum
 
 # ---------------------------------------------------------------------------------------------- log-softmax
 
@@ -27,12 +27,7 @@ def _log_softmax_forward(dtype: Any) -> Any:
         row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
         if row >= z.shape[0]:
             return
-        peak = lowest
-        for j in range(cuda.threadIdx.x, z.shape[1], 32):
-            v = z[row, j]
-            if v > peak:
-                peak = v
-        peak = warp_max(peak)
+        peak = row_max(z, row, lowest)
         total = zero
         for j in range(cuda.threadIdx.x, z.shape[1], 32):
             total += exp(z[row, j] - peak)

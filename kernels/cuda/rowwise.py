@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from numba import cuda
 
+from .block import block_sum
 from .columns import lanes_of
 from .launch import BLOCK, CUDA, Launch, device_function, flat, kernel, tiled
 from .softmax import loss_operands
@@ -199,14 +200,7 @@ def _record(dtype: Any) -> Any:
         total = 0.0
         for i in range(t, value.size, BLOCK):
             total += float(value[i])
-        sums[t] = total
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                sums[t] += sums[t + half]
-            cuda.syncthreads()
-            half //= 2
+        block_sum(total, sums)
         if t == 0:
             history[cursor[1]] = sums[0] / float(value.size)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from .block import block_sum
 from .launch import BLOCK, Launch, ceil_div, element, flat, kernel, scratch
 from .update import NORM_BLOCKS
 
@@ -28,14 +29,7 @@ def _ascent_squares(dtype: Any, adaptive: bool) -> Any:
         for i in range(cuda.grid(1), g.size, cuda.gridsize(1)):
             term = (abs(w[i]) + eta) * g[i] if adaptive else g[i]
             total += term * term
-        sums[t] = total
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                sums[t] += sums[t + half]
-            cuda.syncthreads()
-            half //= 2
+        block_sum(total, sums)
         if t == 0:
             partial[cuda.blockIdx.x] = sums[0]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import cuda
 
 from .launch import CUDA, Launch, kernel
-from .warp import WARPS, Row, row_kernel, row_of, rows_of, scalar_name, warp_max, warp_sum
+from .warp import WARPS, Row, row_kernel, row_max, row_of, rows_of, scalar_name, warp_sum
 
 # -------------------------------------------------------------------------------------------- rows in registers
 
@@ -153,12 +153,7 @@ def _softmax_forward(dtype: Any) -> Any:
         row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
         if row >= z.shape[0]:
             return
-        peak = lowest
-        for j in range(cuda.threadIdx.x, z.shape[1], 32):
-            v = z[row, j]
-            if v > peak:
-                peak = v
-        peak = warp_max(peak)
+        peak = row_max(z, row, lowest)
         total = zero
         for j in range(cuda.threadIdx.x, z.shape[1], 32):
             e = exp(z[row, j] - peak)
@@ -199,12 +194,7 @@ def _cross_entropy(dtype: Any, weighted: bool, with_gradient: bool) -> Any:
         row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
         if row >= z.shape[0]:
             return
-        peak = lowest
-        for j in range(cuda.threadIdx.x, z.shape[1], 32):
-            v = z[row, j]
-            if v > peak:
-                peak = v
-        peak = warp_max(peak)
+        peak = row_max(z, row, lowest)
         total = zero
         for j in range(cuda.threadIdx.x, z.shape[1], 32):
             e = exp(z[row, j] - peak)
@@ -240,12 +230,7 @@ def _cross_entropy_dense(dtype: Any, weighted: bool, with_gradient: bool) -> Any
         row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
         if row >= z.shape[0]:
             return
-        peak = lowest
-        for j in range(cuda.threadIdx.x, z.shape[1], 32):
-            v = z[row, j]
-            if v > peak:
-                peak = v
-        peak = warp_max(peak)
+        peak = row_max(z, row, lowest)
         total = zero
         mass = zero
         dot = zero

@@ -24,6 +24,7 @@ from numba import cuda
 
 from ..compile import UNIFORM_HEADER, begin_functions, begin_text, update_text
 from ..rewriting import select_max, select_min
+from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
 from .vector import BYTES, access, aligned, half_access
@@ -67,18 +68,10 @@ def {name}(g, partial):
     if i < g.size:
 {load_last}
 {add_last}
-    sums[t] = {total}
-{tree}
+    block_sum({total}, sums)
     if t == 0:
         partial[cuda.blockIdx.x] = sums[0]
 """
-
-
-def tree_text(arrays: Sequence[str]) -> str:
-    """Add the elements of shared arrays of :data:`BLOCK` elements, in a tree; thread ``t`` takes part."""
-    lines = ["    cuda.syncthreads()", f"    half = {BLOCK} // 2", "    while half > 0:", "        if t < half:"]
-    lines += [f"            {array}[t] += {array}[t + half]" for array in arrays]
-    return "\n".join([*lines, "        cuda.syncthreads()", "        half //= 2"])
 
 
 # Kahan's step: lost is what rounding took from the total so far; beyond the largest number it would be NaN
@@ -106,11 +99,10 @@ def _norm_blocks(dtype: Any, wide: bool, half: str = "") -> Any:
         load_last=f"        g0 = {_one('g', half)}",
         add_last=_ADD.format(k=0),
         total=" + ".join(f"total{k}" for k in each),
-        tree=tree_text(["sums"]),
     )
     dtype = np.dtype(dtype)
     scope = {"cuda": cuda, "element": element(dtype), "load": load, **_half_scope(half, lanes)}
-    scope |= {"zero": dtype.type(0), "largest": np.finfo(dtype).max}
+    scope |= {"block_sum": block_sum, "zero": dtype.type(0), "largest": np.finfo(dtype).max}
     return generated(text, name, scope, dtype, half)
 
 

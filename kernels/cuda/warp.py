@@ -48,6 +48,17 @@ def warp_max(v):
 
 
 @CUDA.inline
+def row_max(z, row, lowest):
+    """The largest element of a row of the matrix ``z`` that is above ``lowest``, the same in each lane."""
+    peak = lowest
+    for j in range(cuda.threadIdx.x, z.shape[1], WIDTH):  # type: ignore[call-overload]
+        v = z[row, j]
+        if v > peak:
+            peak = v
+    return warp_max(peak)
+
+
+@CUDA.inline
 def warp_first(v):
     """The value of the first lane."""
     return cuda.shfl_sync(ALL, v, 0)

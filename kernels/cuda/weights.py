@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from .block import block_sum
 from .launch import BLOCK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, flat, kernel, scratch
 
 PENALTY_BLOCKS = 256  # at most: one block adds their sums, a thread each
@@ -28,14 +29,7 @@ def _penalty_blocks(dtype: Any) -> Any:
         for i in range(cuda.grid(1), w.size, cuda.gridsize(1)):
             v = w[i]
             total += (l1 if v >= zero else -l1) * v + l2 * v * v
-        sums[t] = total
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                sums[t] += sums[t + half]
-            cuda.syncthreads()
-            half //= 2
+        block_sum(total, sums)
         if t == 0:
             partial[cuda.blockIdx.x] = sums[0]
 
@@ -50,14 +44,7 @@ def _penalty_add(dtype: Any) -> Any:
     def penalty_add(partial, value):  # type: ignore[no-untyped-def]
         sums = cuda.shared.array(BLOCK, kind)
         t = cuda.threadIdx.x
-        sums[t] = partial[t] if t < partial.size else zero
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                sums[t] += sums[t + half]
-            cuda.syncthreads()
-            half //= 2
+        block_sum(partial[t] if t < partial.size else zero, sums)
         for i in range(t, value.size, BLOCK):
             value[i] += sums[0]
 
