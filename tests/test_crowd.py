@@ -6,6 +6,8 @@ import pytest
 
 from dlcore.kernels.cpu import crowd, threads
 
+WINDOW, REST = crowd._WINDOW + 0.003, crowd._REST + 0.004  # seconds, and some jobs more
+
 
 class Machine:
     """The clocks of a machine, and jobs that pass on them."""
@@ -13,11 +15,11 @@ class Machine:
     def __init__(self):
         self.now = self.idle = 0.0
 
-    def job(self, found, asked, seconds, share, ours, idle):
-        """Run a job; its calling thread has ``share`` of a core, the process ``ours`` cores, and ``idle`` are idle."""
+    def job(self, found, asked, seconds, share, ours, free):
+        """Run a job; its calling thread has ``share`` of a core, the process ``ours``, and others leave ``free``."""
         granted = found.limit(asked)
         self.now += seconds
-        self.idle += idle * seconds
+        self.idle += max(0, free - granted) * seconds
         if granted > 1:
             found.count(granted, seconds, share * seconds, ours * seconds)
         return granted
@@ -34,47 +36,47 @@ def machine(monkeypatch):
     return made
 
 
-def _run(machine, found, count, *arguments):
-    return [machine.job(found, 4, 0.001, *arguments) for _ in range(count)]
+def _run(machine, found, seconds, *arguments):
+    return [machine.job(found, 4, 0.001, *arguments) for _ in range(round(seconds / 0.001))]
 
 
 def test_a_quiet_machine_gives_what_is_asked_for(machine):
-    assert set(_run(machine, crowd.Crowd(), 500, 1.0, 4.0, 0.0)) == {4}
-    assert set(_run(machine, crowd.Crowd(), 500, 1.0, 1.5, 2.5)) == {4}  # though most of it is for the calling thread
+    assert set(_run(machine, crowd.Crowd(), 0.5, 1.0, 4.0, 4)) == {4}
+    assert set(_run(machine, crowd.Crowd(), 0.5, 1.0, 1.5, 4)) == {4}  # though most of it is for the calling thread
 
 
-def test_an_interruption_of_some_milliseconds_is_no_crowd(machine):
+def test_an_interruption_of_ten_milliseconds_is_no_crowd(machine):
     found = crowd.Crowd()
     for _ in range(20):
-        assert set(_run(machine, found, 4, 0.0, 0.5, 0.0)) == {4}
-        assert set(_run(machine, found, 40, 1.0, 4.0, 0.0)) == {4}
+        assert set(_run(machine, found, 0.01, 0.0, 0.5, 0)) == {4}
+        assert set(_run(machine, found, 0.1, 1.0, 4.0, 4)) == {4}
 
 
 def test_fewer_threads_in_a_crowd_and_all_of_them_when_it_has_gone(machine):
     found = crowd.Crowd()
-    assert _run(machine, found, 22, 0.5, 1.5, 0.0)[-1] == 2  # half as many
-    assert _run(machine, found, 40, 0.5, 0.7, 0.0)[-1] == 1  # and half of those
-    assert set(_run(machine, found, 200, 0.5, 0.5, 0.0)) == {1}  # alone, as long as no core idles
-    assert _run(machine, found, 30, 0.9, 0.9, 1.1)[-1] == 2  # one thread for each idle core
-    assert _run(machine, found, 60, 1.0, 2.0, 2.0)[-1] == 4
-    assert set(_run(machine, found, 100, 1.0, 4.0, 0.0)) == {4}
+    assert _run(machine, found, WINDOW, 0.5, 1.5, 0)[-1] == 2  # half as many
+    assert _run(machine, found, 2 * WINDOW, 0.5, 0.7, 0)[-1] == 1  # and half of those
+    assert set(_run(machine, found, 0.5, 0.5, 0.5, 0)) == {1}  # alone, as long as no core idles
+    assert _run(machine, found, 3 * REST, 0.9, 1.8, 2)[-1] == 2  # one more for each core that idles
+    assert _run(machine, found, 2 * REST, 1.0, 4.0, 4)[-1] == 4
+    assert set(_run(machine, found, 0.5, 1.0, 4.0, 4)) == {4}
 
 
 def test_more_threads_than_cpus_are_no_crowd(machine, monkeypatch):
     monkeypatch.setattr(crowd, "_cpus", lambda: {0, 1})
-    assert set(_run(machine, crowd.Crowd(), 200, 0.5, 2.0, 0.0)) == {4}
+    assert set(_run(machine, crowd.Crowd(), 0.5, 0.5, 2.0, 0)) == {4}
 
 
 def test_threads_of_this_process_are_no_crowd(machine):
     """Those of a BLAS library, which turn on the spot for a while after each product."""
-    assert set(_run(machine, crowd.Crowd(), 200, 0.5, 3.0, 0.0)) == {4}
+    assert set(_run(machine, crowd.Crowd(), 0.5, 0.5, 3.0, 0)) == {4}
 
 
 def test_where_the_system_does_not_tell_what_idles_all_threads_are_tried_again(machine, monkeypatch):
     monkeypatch.setattr(crowd, "_idle_seconds", lambda: None)
     found = crowd.Crowd()
-    assert _run(machine, found, 22, 0.5, 1.5, 0.0)[-1] == 2
-    assert 4 in _run(machine, found, 30, 0.5, 1.5, 0.0)
+    assert _run(machine, found, WINDOW, 0.5, 1.5, 0)[-1] == 2
+    assert _run(machine, found, REST, 0.5, 1.5, 0)[-1] == 4
 
 
 def test_idle_seconds_of_this_machine():

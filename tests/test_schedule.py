@@ -193,7 +193,9 @@ def test_evaluation_and_prediction_meet_seldom():
     assert names(with_barriers(steps_of(made.lists["predict"]))).count("barrier") == 1
 
 
-@pytest.mark.parametrize(("rows", "threads", "divided"), [(16, 2, True), (32, 2, False), (32, 3, True), (1, 1, False)])
+@pytest.mark.parametrize(
+    ("rows", "threads", "divided"), [(16, 2, True), (32, 3, True), (255, 2, True), (256, 2, False), (1, 1, False)]
+)
 def test_few_rows_are_divided_by_columns(rows, threads, divided):
     made = program([layers.Dense(400), layers.Dense(400), layers.Dense(5, "softmax")], "adam", features=400)
     found = names(divide_by_columns(steps_of(made.lists["train"], made), rows, threads))

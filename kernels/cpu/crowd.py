@@ -42,6 +42,11 @@ def _idle_seconds() -> float | None:
     return total / os.sysconf("SC_CLK_TCK")
 
 
+def clocks() -> tuple[float, float, float]:
+    """Seconds, of the world, of the calling thread on a core, and of this process on all cores."""
+    return time.perf_counter(), time.thread_time(), time.process_time()
+
+
 class Crowd:
     """What the jobs of a pool have met so far.
 

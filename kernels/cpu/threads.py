@@ -24,7 +24,7 @@ from numba import types
 
 from .. import compile as compiler
 from ..native import call_entry
-from .crowd import Crowd
+from .crowd import Crowd, clocks
 from .machine import (
     AFFINITY_WORDS,
     CYCLES_PER_MICROSECOND,
@@ -353,10 +353,6 @@ def run(entry: int, argument: int, threads: int) -> None:
         pool.run(entry, argument, threads)
 
 
-def _clocks() -> tuple[float, float, float]:
-    return time.perf_counter(), time.thread_time(), time.process_time()
-
-
 class pool:
     """``with pool(threads) as granted``: how many threads jobs in the block may use.
 
@@ -375,7 +371,7 @@ class pool:
         threads = pool.crowd.limit(self.threads) if self.meet and self.threads > 1 else self.threads
         self.granted = threads if threads > 1 and not pool.closed and pool.lock.acquire(blocking=False) else 1
         if self.granted > 1:
-            self.start = _clocks()
+            self.start = clocks()
         return self.granted
 
     def __exit__(
@@ -383,7 +379,7 @@ class pool:
     ) -> None:
         if self.granted > 1:
             if self.meet:
-                self.pool.crowd.count(self.granted, *map(float.__sub__, _clocks(), self.start))
+                self.pool.crowd.count(self.granted, *map(float.__sub__, clocks(), self.start))
             self.pool.lock.release()
 
 
