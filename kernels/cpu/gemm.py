@@ -16,10 +16,10 @@ _MASKS_LOADS = masks_loads()
 DEPTH = 512  # of the inner index: a packed panel of B takes 96 KiB
 BLOCK_ROWS = 256  # of A, that pass over a panel of B while it is in the L2 cache
 # Rows from which a copy of B is worth its stores; fewer where B does not stay in the cache, for the tile that copies
-# fetches what lies ahead (16 rows of 4096 x 1024: 32 GF in place, 50 packed). Tiles of half the rows read B twice as
+# fetches what lies ahead (8 rows of 4096 x 4096: 37 GF in place, 54 packed). Tiles of half the rows read B twice as
 # often (float64 on AVX2, 32 rows: 26 GF in place, 35 packed).
 _WORTH_PACKING = 64 if _VECTOR == 64 else 32
-_WORTH_FETCHING = 16
+_WORTH_FETCHING = 4
 _FAR = 1 << 21  # bytes of B
 KERNELS, ROW_PRODUCT = 2 * VECTORS + 2, 2 * VECTORS + 1
 SCRATCH = DEPTH * _WIDE  # bytes a thread needs: a panel of B
