@@ -82,3 +82,9 @@ def test_threads_never_share_a_result():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_few_blocks_are_kept():
+    for k in range(memory.MOST + 5):
+        memory.empty((memory.SMALL + 4096 * k,), np.uint8)
+    assert len(memory._free) <= memory.MOST
