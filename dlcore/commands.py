@@ -24,6 +24,7 @@ from .datasets import load_digits_table
 from .encoding import CLASSIFICATION, REGRESSION, TableEncoder
 from .kernels import DeviceError, cache, compile, device, get_num_threads
 from .kernels.cpu import microkernel
+from .kernels.cpu.crowd import available
 from .kernels.cpu.machine import HAS_FUTEX
 from .model import Sequential
 from .preparation import prepare
@@ -327,7 +328,7 @@ def info(arguments: argparse.Namespace) -> None:
         **{name: version for name in names if (version := _version(name)) is not None},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{processor}: {' '.join(features)}",
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(available() or ()) or os.cpu_count(),
         "threads": f"{get_num_threads()}, waiting by {'futex' if HAS_FUTEX else 'yielding and conditions'}",
         "vectors": f"{8 * microkernel.vector_bytes()} bits",
         **_gpus(),

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 DEVICES = ("auto", "cpu", "cuda")
 _NUMBERED = re.compile(r"cuda:\d{1,4}")
 OLDEST = 75  # compute capability: Turing
-_NO_DRIVER = "no CUDA device: no NVIDIA driver is installed"
 TENSOR_CORES = 80  # that take TF32, and two floats of 16 bits rounded at once: Ampere
+_NO_DRIVER = "no CUDA device: no NVIDIA driver is installed"
 
 
 class DeviceError(RuntimeError):

@@ -48,7 +48,7 @@ def batch_norm_forward(
     batch``. All but ``x`` and ``y`` are of shape ``(channels,)``.
     """
     backend = _backend(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
-    x, gamma, beta = _float("x", x, backend), _float("gamma", gamma, backend), _float("beta", beta, backend)
+    x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
     _channels(x, gamma)
     running_mean = backend.in_place("running_mean", running_mean)
     running_var = backend.in_place("running_var", running_var)

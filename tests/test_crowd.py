@@ -29,7 +29,7 @@ class Machine:
 def machine(monkeypatch):
     made = Machine()
     monkeypatch.setattr(crowd, "_LOST", 0.25)
-    monkeypatch.setattr(crowd, "_cpus", lambda: set(range(4)))
+    monkeypatch.setattr(crowd, "available", lambda: set(range(4)))
     clocks = types.SimpleNamespace(perf_counter=lambda: made.now)
     monkeypatch.setattr(crowd, "time", clocks)
     monkeypatch.setattr(crowd, "_idle_seconds", lambda: made.idle)
@@ -63,7 +63,7 @@ def test_fewer_threads_in_a_crowd_and_all_of_them_when_it_has_gone(machine):
 
 
 def test_more_threads_than_cpus_are_no_crowd(machine, monkeypatch):
-    monkeypatch.setattr(crowd, "_cpus", lambda: {0, 1})
+    monkeypatch.setattr(crowd, "available", lambda: {0, 1})
     assert set(_run(machine, crowd.Crowd(), 0.5, 0.5, 2.0, 0)) == {4}
 
 
@@ -79,11 +79,25 @@ def test_where_the_system_does_not_tell_what_idles_all_threads_are_tried_again(m
     assert _run(machine, found, REST, 0.5, 1.5, 0)[-1] == 4
 
 
-def test_idle_seconds_of_this_machine():
-    first = crowd._idle_seconds()
-    if first is None:
-        pytest.skip("this system does not tell how long its CPUs idled")
-    assert 0.0 <= first <= crowd._idle_seconds()
+STAT = b"""\
+cpu  9 9 9 9000 9 0 0 0 0 0
+cpu0 1 2 3 400 50 6 7 8 9 0
+cpu1 1 2 3 999 99 6 7 8 9 0
+cpu12 1 2 3 30 4 6 7 8 9 0
+intr 77 0
+"""
+
+
+def test_idle_seconds_are_those_of_the_cpus_of_this_process(tmp_path, monkeypatch):
+    (tmp_path / "stat").write_bytes(STAT)
+    monkeypatch.setattr(crowd, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(crowd, "available", lambda: {0, 12})
+    monkeypatch.setattr(crowd.os, "sysconf", {"SC_CLK_TCK": 100}.get, raising=False)
+    assert crowd._idle_seconds() == 4.84
+    monkeypatch.setattr(crowd, "_STAT", tmp_path / "none")
+    assert crowd._idle_seconds() is None
+    monkeypatch.setattr(crowd, "available", lambda: None)
+    assert crowd._idle_seconds() is None
 
 
 def test_the_pool_asks(monkeypatch):

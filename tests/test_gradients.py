@@ -31,7 +31,7 @@ def test_every_gradient_of_a_model_with_norm_dropout_and_penalties(device):
     stack = [hidden, layers.BatchNormalization(), layers.PReLU(), layers.Dropout(0.4), layers.Dense(3, "softmax")]
     model = network(*stack, device=device)
     x, y = data()
-    report = dlcore.check_gradients(model, x, y, elements=2 if device == "cuda" else None)
+    report = dlcore.check_gradients(model, x, y, elements=4 if device == "cuda" else None)
     assert report.ok, str(report)
     names = ["dense/kernel", "dense/bias", "batchnormalization/gamma", "batchnormalization/beta", "prelu/alpha"]
     assert [tensor.name for tensor in report.tensors] == [*names, "dense_2/kernel", "dense_2/bias"]

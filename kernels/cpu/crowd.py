@@ -15,20 +15,21 @@ _WINDOW = 0.05  # seconds of jobs that are judged together: one interruption of 
 _LOST = 0.25  # share of them off the core from which on it is one,
 _OURS = 0.6  # unless this process had this share of the cores that its threads can take
 _REST = 0.03  # seconds after which idle cores are counted, and taken again; the system tells them in hundredths
+_STAT = "/proc/stat"
 
 
-def _cpus() -> set[int] | None:
+def available() -> set[int] | None:
     """The CPUs that this process may use; None where the system does not tell."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 
 
 def _idle_seconds() -> float | None:
     """How long the CPUs of this process have idled, all together; None where the system does not tell."""
-    cpus = _cpus()
+    cpus = available()
     if cpus is None:
         return None
     try:
-        with open("/proc/stat", "rb") as file:
+        with open(_STAT, "rb") as file:
             lines = file.read().splitlines()[1:]
     except OSError:
         return None
@@ -86,7 +87,7 @@ class Crowd:
         self._lost += wall - running
         self._used += used
         if self._wall > _WINDOW:
-            cores = min(threads, len(_cpus() or ()) or threads)
+            cores = min(threads, len(available() or ()) or threads)
             if self._lost > _LOST * self._wall and self._used < _OURS * cores * self._wall:
                 self._most = threads // 2
                 self._look()

@@ -8,7 +8,7 @@ share of rows or columns a thread has, so that a result repeats bit for bit for 
 from __future__ import annotations
 
 from ..native import call_pack, call_panel, view, view_bytes, view_words
-from .microkernel import VECTORS, copy_line, masks_loads, vector_bytes
+from .microkernel import VECTORS, masks_loads, vector_bytes
 
 _VECTOR = vector_bytes()
 _WIDE = VECTORS * _VECTOR  # bytes of a row of a packed panel
@@ -58,8 +58,8 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
     ``kernels_`` is the address of a vector of addresses: the panels for ``n`` columns, pack_transposed and ROW_PRODUCT
     (see microkernel.py). Kernels reach this function by its address: it is compiled once for all.
 
-    Panels of ``B`` are packed where that pays, and where a tile would read beyond its last row: tiles load whole
-    vectors unless the CPU masks loads.
+    Panels of ``B`` are packed where that pays, by their first tile, and before it where a tile would read beyond the
+    last row: tiles load whole vectors unless the CPU masks loads.
     """
     kernels = view_words(kernels_, KERNELS)
     size = view(c, 1).itemsize
@@ -104,12 +104,8 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
 
 def copy_panel(source, row, target, step, k, width):
     """``k`` runs of ``width`` bytes, ``row`` bytes apart, to runs ``step`` bytes apart."""
-    if width == VECTORS * _VECTOR:
-        for p in range(k):
-            copy_line(source + p * row, target + p * step)
-    else:
-        for p in range(k):
-            copy_bytes(source + p * row, target + p * step, width)
+    for p in range(k):
+        copy_bytes(source + p * row, target + p * step, width)
 
 
 def copy_bytes(source, target, width):

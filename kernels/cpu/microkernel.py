@@ -324,20 +324,6 @@ def row_product(dtype: np.dtype) -> Any:
     return compiler.callback(function, types.void(*[types.int64] * 7))
 
 
-@intrinsic
-def copy_line(typing_context, source, target):
-    """Copy the bytes of VECTORS vectors: a row of a whole panel. A loop over bytes becomes a call of memcpy."""
-
-    def codegen(context, builder, signature, arguments):
-        e = Emitter(builder, np.dtype(np.float32), vector_bytes() // 4)
-        values = [e.load(arguments[0], v * vector_bytes()) for v in range(VECTORS)]
-        for v, value in enumerate(values):
-            e.store(value, arguments[1], v * vector_bytes())
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
 def _transpose(dtype: np.dtype) -> Any:
     """An intrinsic ``transpose(source, source_row, target, target_row)`` of a square block, one vector a row."""
     count = lanes(dtype)

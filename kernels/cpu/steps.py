@@ -215,7 +215,7 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
 def divide_by_columns(steps: Sequence[Instruction], rows: int, threads: int) -> list[Instruction]:
     """``steps`` with dense products cut by columns where that is better than by rows.
 
-    That is where there are fewer chunks of rows than threads, and where the weights are large and the rows few: cut by
+    That is where there are fewer chunks of rows than threads, and where the rows are few beside the weights: cut by
     rows, every thread reads all weights.
     """
     least = least_columnwise(rows, threads)
@@ -231,6 +231,7 @@ def least_columnwise(rows: int, threads: int) -> int | None:
     """From how many weights on a dense product is cut by columns; None for none."""
     if threads > chunk_count(rows):
         return 1 << 17  # below, the barriers cost more than the second thread saves
+    # each thread packs its part of the weights alone; with more rows that is little beside the multiplications
     return 1 << 15 if threads > 1 and rows < 128 * threads else None
 
 

@@ -16,7 +16,6 @@ import numbers
 import os
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from numba import types
 
 from .. import compile as compiler
 from ..native import call_entry
-from .crowd import Crowd, clocks
+from .crowd import Crowd, available, clocks
 from .machine import (
     AFFINITY_WORDS,
     CYCLES_PER_MICROSECOND,
@@ -357,8 +356,8 @@ class pool:
     """``with pool(threads) as granted``: how many threads jobs in the block may use.
 
     That is ``threads``, or 1 while another Python thread has the pool: two models that train at once share the cores
-    better with a thread each, and results never depend on the number of threads. Of threads that ``meet`` at barriers
-    there are fewer while other processes want the cores (see crowd.py).
+    better with a thread each. Of threads that ``meet`` at barriers there are fewer while other processes want the cores
+    (see crowd.py). Results never depend on their number.
     """
 
     __slots__ = ("granted", "meet", "pool", "start", "threads")
@@ -374,13 +373,13 @@ class pool:
             self.start = clocks()
         return self.granted
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self.granted > 1:
-            if self.meet:
-                self.pool.crowd.count(self.granted, *map(float.__sub__, clocks(), self.start))
-            self.pool.lock.release()
+            try:
+                if self.meet:
+                    self.pool.crowd.count(self.granted, *map(float.__sub__, clocks(), self.start))
+            finally:
+                self.pool.lock.release()
 
 
 # --------------------------------------------------------------------------------------------- how many threads
@@ -391,7 +390,7 @@ _num_threads: int | None = None
 
 @functools.cache
 def _default_threads() -> int:
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(available() or ()) or os.cpu_count() or 1
     for variable in _VARIABLES:
         value = os.environ.get(variable, "").strip()
         if value.isdecimal() and int(value) > 0:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from .block import block_sum
 from .columns import column_pass
 from .dense import partials, sum_partials
 from .launch import BLOCK, CHUNK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, kernel, scratch, tiled
@@ -299,16 +300,8 @@ def _channel_gradient_sums(dtype: Any, by_row: bool) -> Any:
             if place >= spatial:
                 place -= spatial
                 row += 1
-        shared_gamma[t] = dgamma
-        shared_beta[t] = dbeta
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                shared_gamma[t] += shared_gamma[t + half]
-                shared_beta[t] += shared_beta[t + half]
-            cuda.syncthreads()
-            half //= 2
+        block_sum(dgamma, shared_gamma)
+        block_sum(dbeta, shared_beta)
         if t == 0:
             dgammas[part, channel] = shared_gamma[0]
             dbetas[part, channel] = shared_beta[0]
