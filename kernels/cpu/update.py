@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from ..native import call_update
+from ..program import ALIGNMENT
 from .steps import NORM_BLOCK
 
 
@@ -61,11 +62,15 @@ def optimizer_update_apart(rule, thread, threads, w, g, first, second, uniforms)
 
 
 def _update(rule, thread, threads, w, g, state, stride, uniforms):
+    """Cut at cache lines of ``w``: arrays of NumPy begin between them, and every vector would touch two."""
+    head = min(w.size, -w.ctypes.data % ALIGNMENT // w.itemsize)
     blocks = (w.size + NORM_BLOCK - 1) // NORM_BLOCK
-    first = blocks * thread // threads * NORM_BLOCK
-    last = min(w.size, blocks * (thread + 1) // threads * NORM_BLOCK)
-    at = first * w.itemsize
+    first = head + blocks * thread // threads * NORM_BLOCK
+    last = min(w.size, head + blocks * (thread + 1) // threads * NORM_BLOCK)
+    if thread == 0 and head > 0:
+        call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, head)
     if last > first:
+        at = first * w.itemsize
         call_update(
             rule, w.ctypes.data + at, g.ctypes.data + at, state + at, stride, uniforms.ctypes.data, last - first
         )
