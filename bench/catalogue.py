@@ -125,11 +125,11 @@ def _optimizers() -> str:
     rows = []
     for rule in rules("optimizer"):
         decay = "of the weights" if rule.decoupled else "in the gradient"
-        state = _code(rule.slots) or "none"
+        state = ", ".join([*(f"`{s}`" for s in rule.slots), *(f"`{f}` (factor)" for f in rule.factors)]) or "none"
         rows.append(
             (
                 _names(rule, ALIASES["optimizer"]), text(rule.main), _parameters(rule), state, decay,
-                "tensor" if rule.sums else "element", _source(rule.main),
+                "tensor" if rule.by_tensor else "element", _source(rule.main),
             )
         )  # fmt: skip
     header = ("name", "formula", "parameters", "state", "weight decay", "by", "source")
@@ -185,8 +185,8 @@ def page() -> str:
         ("Loss rules", "What `dlcore.kernels.elementwise_loss` takes: `p` is an output, `y` its target.",
          _loss_rules()),
         ("Optimizers", f"{count} rules, for `compile(optimizer=...)` and `dlcore.kernels.optimizer_update`: `w` is a "
-         "weight, `g` its gradient. The state is one array of the weights' shape for each name. Every rule takes "
-         "weight decay, clipping and a schedule.", _optimizers()),
+         "weight, `g` its gradient. The state is one array of the weights' shape for each name, a factor one "
+         "number for each row or column of a matrix. Every rule takes weight decay, clipping and a schedule.", _optimizers()),
         ("Optimizer classes", "With the names and the defaults of Keras and PyTorch.",
          _makers("class", _subclasses(optimizers, optimizers.Optimizer))),
         ("Methods of the literature", "The methods that Schmidt, Schneider & Hennig 2021 list, and the rules that are "

@@ -1,9 +1,9 @@
 """Every optimizer rule on the CPU against the bandwidth of memory: ``python -m bench optimizers``.
 
 An update can be no faster than memory: it reads weights, gradient and state and writes weights and state, once each,
-``4 (2 w + g + 2 s)`` bytes of float32 with ``s`` arrays of state. The limit is the triad, measured before and after by
-as many threads; its larger figure counts. A rule with sums over the tensor reads everything a second time: its share
-counts the least bytes all the same.
+``4 (2 w + g + 2 s)`` bytes of float32 with ``s`` arrays of state. A rule that needs sums over the tensor first must read
+what they are of once more, and one with factors for rows and columns the gradient: these readings count as well. The
+limit is the triad, measured before and after by as many threads; its larger figure counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     name: str
     slots: int
-    by_tensor: bool
+    again: int  # arrays that are read once more, for what the update of the first element needs
     elements: int
     seconds: tuple[float, ...]
 
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     @property
     def moved(self) -> int:
         """The bytes that an update must read and write."""
-        return 4 * self.elements * (3 + 2 * self.slots)
+        return 4 * self.elements * (3 + 2 * self.slots + self.again)
 
     def share(self, limit: float) -> float:
         """The rate of the middle round over ``limit``, in bytes a second."""
@@ -58,8 +58,9 @@ class Row(NamedTuple):
 def measure(name: str, elements: int, rounds: int) -> Row:
     """Run the update inside a program, as a model does: one call is compilation, the next ``rounds`` count."""
     from dlcore.kernels import Builder
-    from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
+    from dlcore.kernels.compile import uniforms_of
     from dlcore.kernels.cpu.engine import Engine
+    from dlcore.kernels.step_text import UNIFORM_HEADER
     from dlcore.network import Network, Plan, _emit_update
     from dlcore.optimizers import Optimizer
 
@@ -70,7 +71,8 @@ def measure(name: str, elements: int, rounds: int) -> Row:
     step, seed = b.state("step", (1,), np.int64), b.state("seed", (1,), np.int64)
     hyper = b.state("hyper", (len(rule.hyper),), np.float64)
     uniforms = b.state("uniforms", (UNIFORM_HEADER + len(uniforms_of(rule)),))
-    w, g = b.parameter("w", (elements,))
+    rows = next(d for d in range(int(elements**0.5), 0, -1) if elements % d == 0)  # for what rows and columns have
+    w, g = b.parameter("w", (rows, elements // rows))
     whole = b.whole(len(rule.slots))
     b.emit("optimizer_begin", hyper, step, uniforms, rule=rule)
     _emit_update(b, Plan(optimizer=optimizer), Network(b.program, step, seed, hyper), whole, uniforms)
@@ -79,13 +81,23 @@ def measure(name: str, elements: int, rounds: int) -> Row:
     engine.write(hyper, optimizer.hyper())
     rng = np.random.default_rng(0)
     for buffer in (w, g):
-        engine.write(buffer, rng.standard_normal(elements, np.float32))
+        engine.write(buffer, rng.standard_normal(buffer.shape, np.float32))
     seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
         engine.run("update", 1, 1, 1, 0)
         seconds.append(time.perf_counter() - start)
-    return Row(rule.name, len(rule.slots), bool(rule.sums), elements, tuple(seconds[1:]))
+    return Row(rule.name, len(rule.slots), _again(rule), elements, tuple(seconds[1:]))
+
+
+def _again(rule: Any) -> int:
+    """How many arrays the sums and the factors of ``rule`` read before its update."""
+    from dlcore.kernels.rule import reads
+
+    count = int(bool(rule.factors) and not rule.after)  # those that change after the update take part in its pass
+    if rule.summands is not None:
+        count += sum(reads(rule.summands, position) for position in range(2 + len(rule.slots)))
+    return count
 
 
 def table(rows: Sequence[Row], limit: float) -> str:
@@ -96,11 +108,11 @@ def table(rows: Sequence[Row], limit: float) -> str:
         mark = "" if share >= AT_LEAST else f"below {AT_LEAST:.0%}"
         cells.append(
             (
-                row.name, str(row.slots), "tensor" if row.by_tensor else "element", f"{row.median * 1e3:.3f}",
+                row.name, str(row.slots), str(row.again or ""), f"{row.median * 1e3:.3f}",
                 f"{row.moved / row.median / 1e9:.1f}", f"{share:.0%}", mark,
             )
         )  # fmt: skip
-    return report.table(("rule", "state", "by", "ms", "GB/s", "of the limit", ""), cells)
+    return report.table(("rule", "state", "again", "ms", "GB/s", "of the limit", ""), cells)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ AT_MOST = {
     "clip_by_global_norm_mixed": 1.0,
     "clip_by_norm": 1.0,
     "tensor_sums": 1.0,
+    "factor_sums": 1.0,
     "check_finite": 1.0,
     "accumulate_gradient": 1.0,
     "scale_loss": 1.0,
@@ -162,15 +163,18 @@ class _Counting:
 
 
 def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
-    from dlcore.kernels.program import tensor_blocks
+    from dlcore.kernels.program import factors_of, tensor_blocks
 
     m, n, k = size
     if op.multiples:
         k = n  # a channel for each column
     half = m * n // 32 * 16  # tensors begin at multiples of 64 bytes
     blocks = tensor_blocks([half, m * n - half], [0, half])
+    factors = factors_of([(half // 16, 16), (m * n - half,)], [0, half])
+    tables = {"blocks": blocks, "tensors": factors.tensors, "panels": factors.panels}
     letters = {"m": m, "n": n, "k": k, "g": 1, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3}
     letters |= {"A": m, "E": 1, "q": k * n, "L": 4, "U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
+    letters |= {"F": factors.size, "X": factors.sums, "f": 5, "D": len(factors.panels), "p": 6}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.hyper), "V": 16 + len(rule.sums)}
     kinds = {"f": np.float32, "i": np.int64, "d": np.float64, "h": np.float16}
@@ -182,8 +186,8 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
             values[..., 4] = 0  # no step is skipped
         elif spec.name == "turn":
             values[:] = 1  # not the first of its gradients
-        elif spec.name == "blocks":
-            values = blocks
+        elif spec.name in tables:
+            values = tables[spec.name]
         elif spec.name == "order":
             values = rng.permutation(values.size)
         placed = np.empty(values.size + 8, kinds[spec.dtype])  # at a multiple of 16 bytes, as memory of a GPU
@@ -197,7 +201,9 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
 def _large(spec: Any) -> bool:
     if "P" in spec.dims:
         return True
-    return len(spec.dims) > 1 and not {"g", "T", "B"} & set(spec.dims)  # figures of groups and of tensors are small
+    return len(spec.dims) > 1 and not {"g", "T", "B", "D"} & set(
+        spec.dims
+    )  # figures of groups and of tensors are small
 
 
 def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
@@ -207,7 +213,8 @@ def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
     from dlcore.kernels.instructions import Instruction
     from dlcore.kernels.rule import find
 
-    rule = find(op.rule, "lamb" if op.name == "tensor_sums" else RULES[op.rule]) if op.rule else None
+    factored = any(spec.name == "factors" for spec in op.operands)
+    rule = find(op.rule, "adafactor" if factored else RULES[op.rule]) if op.rule else None
     operands = _operands(op, size, rule)
     launches = []
     instruction = Instruction(op, operands, rule, [0.5] * len(op.scalars))

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from .kernels import Buffer, Builder, Program
-from .kernels.compile import UNIFORM_HEADER, uniforms_of
+from .kernels.compile import uniforms_of
+from .kernels.program import update_by_tensor
+from .kernels.step_text import UNIFORM_HEADER
 from .layers import Activation, Dropout, Layer
 from .losses import Loss
 from .metrics import Metric
@@ -158,16 +160,19 @@ def _emit_update(b: Builder, plan: Plan, network: Network, whole: tuple[Buffer, 
         gradients = total
     if plan.clipped == "global":
         b.emit("clip_by_global_norm", gradients, network.hyper, uniforms)
-    if not rule.sums and plan.clipped != "tensor":
+    if not rule.by_tensor and plan.clipped != "tensor":
         b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
         return
     blocks, tensors = b.blocks()
     rows = b.work("tensor_rows", (tensors, count + len(rule.sums)))
-    if rule.sums:
-        b.emit("tensor_sums", parameters, gradients, slots, uniforms, blocks, rows, rule=rule)
-    else:
+    if not rule.by_tensor:
         b.emit("clip_by_norm", gradients, network.hyper, uniforms, blocks, rows)
-    b.emit("optimizer_update_by_tensor", parameters, gradients, slots, rows, blocks, rule=rule)
+        b.emit("optimizer_update_by_tensor", parameters, gradients, slots, rows, blocks, None, None, rule=rule)
+        return
+    factors = b.factors() if rule.factors else None
+    of_rule = update_by_tensor(rule, parameters, gradients, slots, uniforms, blocks, rows, factors)
+    for op, operands, its_rule, scalars in of_rule:
+        b.emit(op, *operands, rule=its_rule, **scalars)
 
 
 class _Emitter:

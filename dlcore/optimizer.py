@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .kernels import OptimizerRule, ScheduleRule, find, loss_scale
-from .kernels.rule import CONFIGURE
+from .kernels.optimizer_rule import CONFIGURE
 from .kernels.wrappers import Wrapper, ema, wrapped
 from .schedules import LearningRateSchedule
 
@@ -132,7 +132,7 @@ class Optimizer:
         self.global_clipnorm = _limit("global_clipnorm", global_clipnorm)
         if sum(limit is not None for limit in (self.clipvalue, self.clipnorm, self.global_clipnorm)) > 1:
             raise ValueError(f"at most one of {', '.join(_CLIPS)} may be given")
-        if found.sums and self.clipnorm is not None:
+        if found.by_tensor and self.clipnorm is not None:
             raise ValueError(f"{found.name} scales by norms of each tensor itself; clipnorm does not go with it")
         self.skip_nonfinite, self.loss_scale = flag("skip_nonfinite", skip_nonfinite), _scale(loss_scale)
         self.maximize = flag("maximize", maximize)

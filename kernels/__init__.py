@@ -49,13 +49,14 @@ from .ops import (
     softmax,
     softmax_backward,
 )
+from .optimizer_rule import Optimizer as OptimizerRule
+from .optimizer_rule import optimizer
 from .precision import get_matmul_precision, set_matmul_precision
 from .products import dot, hadamard, khatri_rao, kronecker
 from .program import Buffer, Builder, Program
 from .rule import Activation as ActivationRule
 from .rule import Loss as LossRule
-from .rule import Optimizer as OptimizerRule
-from .rule import RuleError, activation, find, loss, optimizer
+from .rule import RuleError, activation, find, loss
 from .schedules import Schedule as ScheduleRule
 from .schedules import schedule
 from .updates import optimizer_update

@@ -96,15 +96,18 @@ def _(z, y, h):
     return 1.0 if z > 0.0 else y + h.alpha
 
 
-@activation
-def selu(z):
-    """``y = s z`` for ``z > 0``, else ``s a (exp(z) - 1)``; a = 1.67326, s = 1.05070. Klambauer et al. 2017."""
-    return _SELU_SCALE * (z if z > 0.0 else _SELU_ALPHA * expm1(min(z, 0.0)))
+@activation(alpha=_SELU_ALPHA, scale=_SELU_SCALE)
+def selu(z, h):
+    """``y = scale z`` for ``z > 0``, else ``scale alpha (exp(z) - 1)``. Klambauer et al. 2017.
+
+    The defaults keep a mean of 0 and a variance of 1.
+    """
+    return h.scale * (z if z > 0.0 else h.alpha * expm1(min(z, 0.0)))
 
 
 @selu.derivative
-def _(z, y):
-    return _SELU_SCALE if y > 0.0 else y + _SELU_SCALE * _SELU_ALPHA
+def _(z, y, h):
+    return h.scale if y > 0.0 else y + h.scale * h.alpha
 
 
 @activation(alpha=1.0)

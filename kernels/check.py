@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import schedules
-from .rule import ON_REGISTER, Activation, Optimizer, Rule, RuleError, find
+from .optimizer_rule import Optimizer
+from .rule import ON_REGISTER, Activation, Rule, RuleError, find
 
 # Spread without round numbers, so that no kink (0, 1, 3, 6, ...) of the usual rules is hit exactly.
 _REAL = np.linspace(-5.7, 5.9, 41) + 0.0137
@@ -86,13 +87,15 @@ def _check_slope(rule: Any, grid: Any, value_at: Any, slope_at: Any) -> None:
 
 def _check_update(rule: Optimizer) -> None:
     h = types.SimpleNamespace(**rule.parameters, t=1.0)
-    arguments = (0.5, -0.25, *[0.0] * len(rule.slots))
+    factors = [0.25] * len(rule.factors)
+    arguments = (0.5, -0.25, *[0.0] * len(rule.slots), *factors)
     try:
+        terms = [] if rule.terms is None else _tuple(rule.terms(-0.25, *factors, h))
         sums = [] if rule.summands is None else _tuple(rule.summands(*arguments, h))
         result = rule.update(*arguments, *sums, h)
     except Exception as error:
         raise RuleError(f"{rule.label} fails in plain Python at {arguments}: {error!r}") from error
-    for names, values in ((("w", *rule.slots), _tuple(result)), (rule.sums, sums)):
+    for names, values in ((("w", *rule.slots), _tuple(result)), (rule.factors, terms), (rule.sums, sums)):
         if len(values) != len(names):
             raise RuleError(f"{rule.label} returns {len(values)} values; expected ({', '.join(names)})")
 

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -18,10 +18,12 @@ from numba.core.ccallback import CFunc
 from numba.core.errors import NumbaError
 
 from . import cache, mathfn
-from .lowering import lower, lower_schedule, lower_uniforms
+from .lowering import lower
 from .native import VIEWS
+from .optimizer_rule import Optimizer
 from .rewriting import Lowered, select_max, select_min
-from .rule import ON_REGISTER, Optimizer, Rule, RuleError
+from .rule import ON_REGISTER, Rule, RuleError
+from .step_text import begin_functions, begin_text, strip_text
 
 OPTIONS = mathfn.CPU_OPTIONS
 _SUMMING = {"fastmath": OPTIONS["fastmath"] | {"reassoc"}}  # sums of a strip are vectors then
@@ -171,148 +173,17 @@ def {name}(p_, y_, d_, n, scale_):
 """,
 }
 
-_UPDATE = """
-def {name}(w_, g_, s_, stride, u_, n):
-    w = view(w_, n)
-    g = view(g_, n)
-    u = view(u_, {count})
-    if u[4] != 0:
-        return
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
-{load}
-    for i in range(w.size):
-        x = w[i]
-        {results} = {call}
-"""
-
-_SUMMANDS = """
-def {name}(w_, g_, s_, stride, u_, n, out_):
-    w = view(w_, n)
-    g = view(g_, n)
-    u = view(u_, {count})
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
-{load}
-    {totals} = 0.0
-    for i in range(w.size):
-        x = w[i]
-        {results} = summands(x * keep, {gradient}{slots}{arguments})
-{add}
-    out = view_double(out_, {sums})
-{store}
-"""
-
-_BEGIN = """
-def {name}(hyper, step, u):
-    step[0] += 1
-    t = float(step[0])
-    now = hyper
-{schedule}
-    out = {room}
-    uniforms(now, t, out)
-    u[0] = {scale}
-    u[1] = {l2}
-    u[2] = {keep}
-    u[3] = {limit}
-    u[4] = 0.0
-    for i in range({count}):
-        u[{header} + i] = out[i]
-"""
-
-_SCHEDULE = """\
-    now = {room}
-    for i in range({count}):
-        now[i] = hyper[i]
-    now[{rate}] = schedule(hyper, hyper[{rate}], math.ceil(t / hyper[{per}]))"""
-
 _I = types.int64
 _F = types.float64
 STRIP_SIGNATURES = {
     "value": types.void(_I, _I, _I),
     "slope": types.void(_I, _I, _I, _I, _I),
     "loss": types.float64(_I, _I, _I, _I, _F),
-    "update": types.void(_I, _I, _I, _I, _I, _I),
-    "summands": types.void(_I, _I, _I, _I, _I, _I, _I),
+    "update": types.void(_I, _I, _I, _I, _I, _I, _F, _I),
+    "summands": types.void(_I, _I, _I, _I, _I, _I, _F, _I, _I),
+    "terms": types.float64(_I, _I, _I, _I, _F, _I, _I),
+    "step": types.float64(_I, _I, _I, _I, _I, _I, _F, _F, _I, _I),
 }
-# gradient scale, L2 coefficient, weight factor of decoupled decay, largest element of a gradient, whether to skip
-UNIFORM_HEADER = 5
-
-
-def gradient_text(rule: Optimizer, g: str, w: str) -> str:
-    """The gradient as a rule sees it: scaled, clipped by value (NaN stays), with the L2 term of the weights."""
-    scaled = f"{g} * scale"
-    if rule.limited:
-        scaled = f"select_min(select_max({scaled}, -limit), limit)"
-    return f"{scaled} + l2 * {w}"
-
-
-def update_text(rule: Optimizer, uniforms: int, w: str, g: str, slots: Sequence[str]) -> str:
-    """The call of a rule's update on one element."""
-    extra = [*(f"q{k}" for k in range(len(rule.sums))), *(f"u{k}" for k in range(uniforms))]
-    extra += [w] if rule.wrappers else []
-    return f"update({', '.join([f'{w} * keep', gradient_text(rule, g, w), *slots, *extra])})"
-
-
-def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> str:
-    """The strip of an optimizer: state read once, written once, clipping and weight decay on the way.
-
-    Sums over the tensor lie behind the uniforms, where there are any.
-    """
-    slots = rule.own_slots if part == "summands" else rule.slots
-    states, sums = range(len(slots)), range(len(rule.sums))
-    given = [f"s{k}[i]" for k in states]
-    load = [f"    s{k} = view(s_ + {k} * stride, n)" for k in states]
-    load += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(uniforms))]
-    count = UNIFORM_HEADER + len(uniforms)
-    texts = {"name": name}
-    if part == "summands":
-        texts["gradient"] = gradient_text(rule, "g[i]", "x")
-        texts["arguments"] = "".join(f", u{k}" for k in range(len(uniforms)))
-        texts |= {"slots": "".join(f", {s}" for s in given), "load": "\n".join(load), "sums": str(len(sums))}
-        texts |= {"totals": " = ".join(f"total{k}" for k in sums), "results": "".join(f"q{k}, " for k in sums)}
-        texts["add"] = "\n".join(f"        total{k} += float(q{k})" for k in sums)
-        texts["store"] = "\n".join(f"    out[{k}] = total{k}" for k in sums)
-        if len(sums) == 1:
-            texts["results"] = "q0"
-        return _SUMMANDS.format(count=count, **texts)
-    load += [f"    q{k} = u[{count + k}]" for k in sums]
-    texts |= {"call": update_text(rule, len(uniforms), "x", "g[i]", given), "load": "\n".join(load)}
-    return _UPDATE.format(count=count + len(sums), results=", ".join(["w[i]", *given]), **texts)
-
-
-def begin_text(rule: Optimizer, uniforms: list[str], room: str) -> str:
-    """The function that counts the step and computes its uniforms; it runs once, in float64.
-
-    ``room`` makes an array of ``{}`` numbers. Coupled decay adds ``weight_decay * w`` to the gradient; decoupled decay
-    takes ``rate * weight_decay * w`` from w.
-    """
-    place = rule.hyper.index
-    rate, decay = place(rule.rate), f"hyper[{place('weight_decay')}]"
-    l2, keep = ("0.0", f"1.0 - now[{rate}] * {decay}") if rule.decoupled else (decay, "1.0")
-    schedule = ""
-    if rule.schedule is not None:
-        count = len(rule.parameters)
-        schedule = _SCHEDULE.format(room=room.format(count), count=count, rate=rate, per=place("steps_per_epoch"))
-    return _BEGIN.format(
-        name="optimizer_begin", room=room.format(max(1, len(uniforms))), schedule=schedule, l2=l2, keep=keep,
-        scale="-1.0" if rule.maximize else "1.0",
-        limit=f"hyper[{place('clip_value')}]" if rule.limited else "0.0",
-        count=len(uniforms), header=UNIFORM_HEADER,
-    )  # fmt: skip
-
-
-def begin_functions(rule: Optimizer, uniforms: list[str], backend: Any) -> dict[str, Lowered]:
-    """What the text of :func:`begin_text` calls."""
-    functions = {"uniforms": lower_uniforms(rule, uniforms, backend)}
-    if rule.schedule is not None:
-        first = rule.hyper.index("steps_per_epoch") + 1
-        functions["schedule"] = lower_schedule(rule.schedule, first, backend)
-    return functions
 
 
 def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:
@@ -348,9 +219,10 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
         name = _readable(rule, part, dtype)
         scope: dict[str, Any] = {"view": VIEWS[dtype][1], "number": dtype.type}
         with _reporting(rule):
-            if part in ("update", "summands"):
-                lowered = {part: lower(rule, part, dtype, CPU)}
-                text = strip_text(rule, part, lowered[part].uniforms, name)
+            if part in ("update", "summands", "terms", "step"):
+                names = ("terms", "update") if part == "step" else (part,)
+                lowered = {n: lower(rule, n, dtype, CPU) for n in names}
+                text = strip_text(rule, part, lowered[names[-1]].uniforms, name)
                 scope["view_double"] = VIEWS[np.dtype(np.float64)][1]
                 scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
             else:
@@ -359,7 +231,8 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
                 text = _STRIPS[part].format(name=name)
             scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
             function = make(text, name, scope, *(low.text for low in lowered.values()))
-            _compiled[key] = callback(function, STRIP_SIGNATURES[part], _SUMMING if part == "summands" else None)
+            options = _SUMMING if part in ("summands", "terms", "step") else None
+            _compiled[key] = callback(function, STRIP_SIGNATURES[part], options)
     return _compiled[key]
 
 
@@ -377,9 +250,9 @@ def begin(rule: Optimizer) -> tuple[str, dict[str, Lowered]]:
 
 def _trial(rule: Any) -> None:
     """Compile a new rule at once, so that a mistake shows where the rule is written."""
-    parts = {"activation": ("value", "slope"), "loss": ("loss",), "optimizer": ("update",)}[rule.kind]
-    if getattr(rule, "sums", ()):
-        parts = ("update", "summands")
+    parts = {"activation": ["value", "slope"], "loss": ["loss"], "optimizer": ["update"]}[rule.kind]
+    if isinstance(rule, Optimizer):
+        parts += [part for part in ("summands", "terms") if getattr(rule, part) is not None]
     for part in parts:
         strip(rule, part, np.float32)
 

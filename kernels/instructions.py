@@ -148,7 +148,7 @@ _LIST = [
     declare("binary_accuracy", "score:mn target:mn >hit:m",
         "hit = mean_j of [score_j > threshold] = [target_j > 1/2]", scalars="threshold"),
     declare("record", "value:m +history:H[d]", "history[index] = mean over rows of value, in float64"),
-    # -- optimizer, over all parameters at once. uniforms: see compile.UNIFORM_HEADER; blocks: see Program.blocks
+    # -- optimizer, over all parameters at once. uniforms: see step_text.UNIFORM_HEADER; blocks: see Builder.blocks
     declare("optimizer_begin", "hyper:K[d] +step:Q[i] >uniforms:U",
         "step += 1; the schedule, and the expressions of the hyper-parameters alone, in float64", rule="optimizer"),
     declare("scale_loss", "+dz:mn scaler:L[d]", "dz *= scaler[0]: the gradient of a loss that is as many times larger"),
@@ -166,13 +166,24 @@ _LIST = [
         "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0"),
     declare("clip_by_norm", "g:P hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
         "rows[t] = uniforms, with rows[t][0] *= c / max(c, ||rows[t][0] g_t||) for every tensor, c = hyper[-1] > 0"),
-    declare("tensor_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >rows:TV",
-        "rows[t] = uniforms, and behind them the sums over tensor t of summands(w, scale * g + l2 * w, slots)",
+    declare("tensor_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] factors?:F tensors?:Tf[i] >rows:TV",
+        "rows[t] = uniforms, and behind them the sums over tensor t of summands(w, scale * g + l2 * w, slots, factors)",
         rule="optimizer"),
     declare("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
         rule="optimizer"),
-    declare("optimizer_update_by_tensor", "+w:P g:P +slots:SP rows:TV blocks:Bt[i]",
-        "the same, with the uniforms and sums of the tensor of each element", rule="optimizer"),
+    declare("optimizer_update_by_tensor", "+w:P g:P +slots:SP rows:TV blocks:Bt[i] factors?:F tensors?:Tf[i]",
+        "the same, with the uniforms and sums of the tensor of each element, and the factors of its row and column",
+        rule="optimizer"),
+    # state of rows and columns, tensors and panels: see program.Factors
+    declare("factor_sums", "w:P g:P factors:F uniforms:U tensors:Tf[i] panels:Dp[i] >sums:X",
+        "over each row and column of a panel, sums of the rule's terms less the factor there is; or the largest terms",
+        rule="optimizer", scalars="largest"),
+    declare("factored_update", "+w:P g:P +slots:SP factors:F uniforms:U tensors:Tf[i] panels:Dp[i] >sums:X",
+        "optimizer_update with the factors of row and column, and factor_sums, where these change after the update",
+        rule="optimizer", scalars="largest"),
+    declare("factor_update", "sums:X uniforms:U tensors:Tf[i] panels:Dp[i] +factors:F",
+        "factors = means of terms over each row and column, behind that of the rows; or the largest terms, behind 1",
+        scalars="largest"),
 ]
 # fmt: on
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from . import mathfn
+from .optimizer_rule import Optimizer
 from .rewriting import Backend, Lowered, Rewriter, definition_of, execute, lower_plain, named, scope_of, selection
-from .rule import Optimizer, Rule
+from .rule import Rule
 
 _STATE = ("t",)  # what ``h`` offers beside the parameters
 _H = "h"  # what uniforms call it, whatever the functions do
@@ -114,17 +115,18 @@ class _UniformRewriter(Rewriter):
 
 
 def lower(rule: Rule, part: str, dtype: Any, backend: Backend) -> Lowered:
-    """Lower ``rule.value``, ``rule.slope`` (arguments as written, without ``h``), ``rule.update`` or ``rule.summands``.
+    """Lower ``rule.value``, ``rule.slope`` (arguments as written, without ``h``), or a function of an optimizer.
 
-    The two of an optimizer take their arguments and then ``*uniforms``, the same for both; their sources are in
-    ``.uniforms``. The update of a rule with wrappers takes the weight before decay behind them.
+    Those are ``update``, ``summands`` and ``terms``: arguments and then ``*uniforms``, the same for all; their sources
+    are in ``.uniforms``. The update of a rule with wrappers takes the weight before decay behind them.
     """
     dtype = np.dtype(dtype)
     function = getattr(rule, part)
     if not isinstance(rule, Optimizer):
         return lower_plain(function, dtype, backend, rule.label, rule.parameters)
     uniforms: list[str] = []
-    functions = {"update": rule.update, "summands": rule.summands} | {w.name: w.after for w in rule.wrappers}
+    functions = {"update": rule.update, "summands": rule.summands, "terms": rule.terms}
+    functions |= {w.name: w.after for w in rule.wrappers}
     parts = {}
     for name, function in functions.items():
         if function is not None:
@@ -150,7 +152,7 @@ def _wrapped(rule: Optimizer, uniforms: int, inner: dict[str, tuple[str, Any]], 
     """The update and its wrappers as one function, with the weight before decay as the last argument."""
     count, extra = len(rule.own_slots), "".join(f", u{k}" for k in range(uniforms))
     slots = [f"s{k}" for k in range(len(rule.slots))]
-    sums = "".join(f", q{k}" for k in range(len(rule.sums)))
+    sums = "".join([*(f", f{k}" for k in range(len(rule.factors))), *(f", q{k}" for k in range(len(rule.sums)))])
     before = "".join(f", {s}" for s in slots)
     results = ", ".join(["new", *slots[:count]])
     lines = [
@@ -196,8 +198,9 @@ def lower_uniforms(rule: Optimizer, uniforms: list[str], backend: Backend) -> Lo
     function = rule.update
     rewriter = _HyperRewriter(function, backend, rule.label, {n: k for k, n in enumerate(rule.parameters)}, _STATE)
     rewriter.h = _H
-    if rule.summands is not None:
-        rewriter.scope = {**scope_of(rule.summands), **rewriter.scope}
+    for other in (rule.summands, rule.terms):
+        if other is not None:
+            rewriter.scope = {**scope_of(other), **rewriter.scope}
     body: list[ast.stmt] = []
     for k, source in enumerate(uniforms):
         expression = ast.parse(source, mode="eval").body

@@ -6,10 +6,12 @@ Layers write the program through a :class:`Builder`; an engine of :mod:`dlcore.k
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +55,56 @@ def tensor_blocks(sizes: Sequence[int], starts: Sequence[int]) -> np.ndarray:
         ],
         np.int64,
     ).reshape(-1, 3)
+
+
+PANEL_ROWS, PANEL_COLUMNS = 32, 4096  # of the part of a tensor that one thread, or one block of a GPU, sums
+
+
+class Factors(NamedTuple):
+    """Where the state of rows and columns of tensors lies, and how tensors are cut to sum what it is made of."""
+
+    tensors: np.ndarray  # rows (start, rows, columns, factors, panels): first element, factor and panel of a tensor
+    panels: np.ndarray  # rows (tensor, first row, last row, first column, last column, its first sum)
+    size: int  # of all factors: of each tensor what rows are divided by, then one for each row, for each column
+    sums: int  # of each panel one for each row, for each column
+
+
+def factors_of(shapes: Sequence[tuple[int, ...]], starts: Sequence[int]) -> Factors:
+    """Tensors of ``shapes`` that begin at ``starts`` of a vector, as matrices: the last axis is that of the columns."""
+    tensors: list[tuple[int, ...]] = []
+    panels: list[tuple[int, ...]] = []
+    size = sums = 0
+    for tensor, (shape, start) in enumerate(zip(shapes, starts, strict=True)):
+        rows, columns = math.prod(shape[:-1]), math.prod(shape[-1:])
+        tensors.append((start, rows, columns, size, len(panels)))
+        size += 1 + rows + columns
+        for row in range(0, rows, PANEL_ROWS):
+            below = min(rows, row + PANEL_ROWS)
+            for column in range(0, columns, PANEL_COLUMNS):
+                end = min(columns, column + PANEL_COLUMNS)
+                panels.append((tensor, row, below, column, end, sums))
+                sums += below - row + end - column
+    return Factors(np.array(tensors, np.int64).reshape(-1, 5), np.array(panels, np.int64).reshape(-1, 6), size, sums)
+
+
+def update_by_tensor(
+    rule: Any, w: Any, g: Any, slots: Any, uniforms: Any, blocks: Any, rows: Any, factors: Sequence[Any] | None
+) -> Iterator[tuple[str, list[Any], Any, dict[str, float]]]:
+    """The instructions of a step of a rule with sums or factors: names, operands, rule, scalars.
+
+    ``factors`` are state, tensors, panels and sums, as :meth:`Builder.factors` gives them.
+    """
+    state, tensors, panels, sums = factors or (None,) * 4
+    largest = {"largest": float(rule.largest)}
+    if rule.after:
+        yield "factored_update", [w, g, slots, state, uniforms, tensors, panels, sums], rule, largest
+    elif factors is not None:
+        yield "factor_sums", [w, g, state, uniforms, tensors, panels, sums], rule, largest
+    if factors is not None:
+        yield "factor_update", [sums, uniforms, tensors, panels, state], None, largest
+    if not rule.after:
+        yield "tensor_sums", [w, g, slots, uniforms, blocks, state, tensors, rows], rule, {}
+        yield "optimizer_update_by_tensor", [w, g, slots, rows, blocks, state, tensors], rule, {}
 
 
 def padded(elements: int, dtype: np.dtype) -> int:
@@ -185,15 +237,25 @@ class Builder:
 
     def blocks(self) -> tuple[Buffer, int]:
         """The blocks of all parameters (see :func:`tensor_blocks`) as a buffer, and the number of tensors."""
-        sizes, starts, cursor = [], [], 0
-        for b in self.program.buffers["parameter"]:
-            sizes.append(b.elements(1))
-            starts.append(cursor)
-            cursor += padded(b.elements(1), b.dtype)
-        table = tensor_blocks(sizes, starts)
-        buffer = self.state("tensor_blocks", table.shape, np.int64)
+        sizes = [b.elements(1) for b in self.program.buffers["parameter"]]
+        return self._constant("tensor_blocks", tensor_blocks(sizes, self._starts())), len(sizes)
+
+    def factors(self) -> tuple[Buffer, Buffer, Buffer, Buffer]:
+        """State of the rows and columns of all parameters, and tensors, panels and sums (see :class:`Factors`)."""
+        found = factors_of([b.shape for b in self.program.buffers["parameter"]], self._starts())
+        state = self.state("factors", (found.size,))
+        tensors, panels = self._constant("tensors", found.tensors), self._constant("panels", found.panels)
+        return state, tensors, panels, self.work("factor_sums", (found.sums,))
+
+    def _starts(self) -> list[int]:
+        """Where each parameter begins in the vector of all."""
+        sizes = [padded(b.elements(1), b.dtype) for b in self.program.buffers["parameter"]]
+        return [0, *itertools.accumulate(sizes[:-1])]
+
+    def _constant(self, name: str, table: np.ndarray) -> Buffer:
+        buffer = self.state(name, table.shape, np.int64)
         self.program.constants[buffer] = table
-        return buffer, len(sizes)
+        return buffer
 
     def emit(self, op: str, *operands: Any, rule: Any = None, **scalars: float) -> None:
         """Append an instruction to the current list."""

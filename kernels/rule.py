@@ -28,7 +28,7 @@ class RuleError(ValueError):
     """A rule that is wrong: its signature, its derivative, or something in it that no backend can compile."""
 
 
-def _where(function: Callable[..., Any]) -> str:
+def place_of(function: Callable[..., Any]) -> str:
     code = function.__code__
     return f"{code.co_filename}:{code.co_firstlineno}"
 
@@ -36,17 +36,17 @@ def _where(function: Callable[..., Any]) -> str:
 def arguments_of(function: Callable[..., Any]) -> tuple[str, ...]:
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is not p.POSITIONAL_OR_KEYWORD or p.default is not p.empty for p in parameters):
-        raise RuleError(f"{function.__name__} ({_where(function)}): a rule takes plain positional arguments")
+        raise RuleError(f"{function.__name__} ({place_of(function)}): a rule takes plain positional arguments")
     return tuple(p.name for p in parameters)
 
 
-def _expect(function: Callable[..., Any], symbols: str, parameters: dict[str, float]) -> None:
+def expect(function: Callable[..., Any], symbols: str, parameters: dict[str, float]) -> None:
     """Raise unless ``function`` takes one argument for each of ``symbols``, and ``h`` if it has parameters."""
     count = len(symbols.split()) + bool(parameters)
     got = arguments_of(function)
     if len(got) != count:
         expected = ", ".join([*symbols.split(), *(["h"] if parameters else [])])
-        raise RuleError(f"{function.__name__} ({_where(function)}) takes ({', '.join(got)}); expected ({expected})")
+        raise RuleError(f"{function.__name__} ({place_of(function)}) takes ({', '.join(got)}); expected ({expected})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +70,13 @@ class Rule:
 
     @property
     def lacks(self) -> str:
-        """What is still to be attached: ``"derivative"``, ``"tensor sums"``, or nothing."""
-        if getattr(self, "sums", ()):
-            return "" if self.summands is not None else "tensor sums"  # type: ignore[attr-defined]
+        """What is still to be attached: ``"derivative"``, ``"tensor factors"``, ``"tensor sums"``, or nothing."""
         return "derivative" if getattr(self, "slope", self) is None else ""
 
     @property
     def where(self) -> str:
         """File and line of the rule."""
-        return _where(self.main)
+        return place_of(self.main)
 
     @property
     def label(self) -> str:
@@ -115,12 +113,12 @@ class Activation(Rule):
     @property
     def uses_input(self) -> bool:
         """Whether the derivative reads ``z``; if not, only ``y`` is kept for the backward pass."""
-        return _reads(self.slope, 0)
+        return reads(self.slope, 0)
 
     def derivative(self, function: Callable[..., Any]) -> Activation:
         """Attach ``g'(z, y)``, check it against 4-point differences of ``g``, and register the rule."""
-        _expect(function, "z y", self.parameters)
-        return _complete(self, slope=function)
+        expect(function, "z y", self.parameters)
+        return complete(self, slope=function)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,86 +142,14 @@ class Loss(Rule):
 
     def derivative(self, function: Callable[..., Any]) -> Loss:
         """Attach the derivative with respect to the first argument, check it, and register the rule."""
-        _expect(function, "p y", self.parameters)
-        return _complete(self, slope=function)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Optimizer(Rule):
-    """One element's update ``(w, g, *slots, *sums, h) -> (w, *slots)``.
-
-    ``h.t`` is the number of the step, counted from 1. Whatever depends on ``h`` alone is computed once a step, in
-    float64. ``decoupled`` makes weight decay act on the weights (AdamW) and not on the gradient (L2). ``sums`` are what
-    ``summands(w, g, *slots, h)`` adds up to over the tensor the element belongs to. ``limited`` clips the gradient by
-    value, ``maximize`` takes its other sign, and ``schedule`` changes the learning rate from step to step. ``wrappers``
-    follow the update (see wrappers.py); their parameters and slots stand behind the rule's own.
-    """
-
-    update: Callable[..., Any] = None  # type: ignore[assignment]
-    slots: tuple[str, ...] = ()
-    decoupled: bool = False
-    sums: tuple[str, ...] = ()
-    summands: Callable[..., Any] | None = None
-    limited: bool = False
-    maximize: bool = False
-    schedule: Any = None
-    wrappers: tuple[Any, ...] = ()
-
-    kind: ClassVar[str] = "optimizer"
-
-    @property
-    def main(self) -> Callable[..., Any]:
-        """The function that was decorated."""
-        return self.update
-
-    def __call__(self, **values: float) -> Any:
-        """The rule with values of its parameters, weight decay and clipping, for a model to train with."""
-        return CONFIGURE[0](self, **values)
-
-    @property
-    def rate(self) -> str:
-        """The name of the parameter that is the learning rate: ``learning_rate`` or ``lr``."""
-        return "lr" if "lr" in self.parameters else "learning_rate"
-
-    @property
-    def own_slots(self) -> tuple[str, ...]:
-        """The slots without those of the wrappers."""
-        return self.slots[: len(self.slots) - sum(len(w.slots) for w in self.wrappers)]
-
-    @property
-    def state(self) -> tuple[Any, ...]:
-        """Equal for rules that can go on from each other's slots."""
-        return self.update, tuple(w.after for w in self.wrappers)
-
-    @property
-    def hyper(self) -> tuple[str, ...]:
-        """The numbers that kernels read, in their order."""
-        limit = ("clip_value",) if self.limited else ()
-        schedule = () if self.schedule is None else ("steps_per_epoch", *self.schedule.parameters)
-        return (*self.parameters, "weight_decay", *limit, *schedule, "clip_norm")
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """Equal for rules that are one kernel: those that differ in values only."""
-        schedule = None if self.schedule is None else (self.schedule.main, tuple(self.schedule.parameters))
-        options = self.decoupled, self.limited, self.maximize
-        return *self.state, self.summands, tuple(self.parameters), *options, schedule
-
-    def tensor_sums(self, function: Callable[..., Any]) -> Optimizer:
-        """Attach ``summands``, one value for each of ``sums``, and register the rule."""
-        _expect(function, " ".join(("w g", *self.slots)), self.parameters)
-        if arguments_of(function)[-1] != arguments_of(self.update)[-1]:
-            raise RuleError(f"{self.label}: its two functions must call their last argument alike")
-        return _complete(self, summands=function)
+        expect(function, "p y", self.parameters)
+        return complete(self, slope=function)
 
 
 REGISTRY: dict[str, dict[str, Any]] = {"activation": {}, "loss": {}, "optimizer": {}}
 
 # Other names that users of the field know a built-in rule by.
 ALIASES: dict[str, dict[str, str]] = {"activation": {}, "loss": {}, "optimizer": {}, "schedule": {}}
-
-# What calling an optimizer rule makes; the layer API puts its own Optimizer here.
-CONFIGURE: list[Callable[..., Any]] = [lambda rule, **values: rule.variant(**values)]
 
 # Called with each rule that is defined outside this package: its check (check.py), a trial compilation (compile.py).
 ON_REGISTER: list[Callable[[Any], None]] = []
@@ -233,7 +159,7 @@ def builtin(rule: Rule) -> bool:
     return rule.main.__module__.startswith("dlcore.kernels.")
 
 
-def _complete(rule: Any, **changes: Any) -> Any:
+def complete(rule: Any, **changes: Any) -> Any:
     rule = replace(rule, **changes)
     if not builtin(rule):  # the tests do this for those of the package, so that importing it costs nothing
         for hook in ON_REGISTER:
@@ -288,7 +214,7 @@ def activation(function: Any = None, /, **parameters: float) -> Any:
     numbers = numbers_of(parameters, "activation")
 
     def wrap(function: Callable[..., Any]) -> Activation:
-        _expect(function, "z", numbers)
+        expect(function, "z", numbers)
         return Activation(function.__name__, numbers, value=function)
 
     return wrap(function) if function is not None else wrap
@@ -309,67 +235,13 @@ def loss(function: Any = None, /, *, reduction: str = "mean", domain: str = "rea
     numbers = numbers_of(parameters, "loss")
 
     def wrap(function: Callable[..., Any]) -> Loss:
-        _expect(function, "p y", numbers)
+        expect(function, "p y", numbers)
         return Loss(function.__name__, numbers, value=function, reduction=reduction, domain=domain)
 
     return wrap(function) if function is not None else wrap
 
 
-def optimizer(
-    function: Any = None,
-    /,
-    *,
-    name: str | None = None,
-    slots: int | None = None,
-    sums: str = "",
-    decoupled: bool = False,
-    **parameters: float,
-) -> Any:
-    """Make an optimizer of one element's update ``(w, g, *slots, *sums, h) -> (w, *slots)``.
-
-    The slots start at zero; their number follows from the arguments, and ``slots`` only states it. The keyword
-    arguments are the hyper-parameters with their defaults, read as ``h.name``; one is ``learning_rate`` or ``lr``.
-    The rule is called ``name``, or as the function is.
-
-    ``sums`` names arguments that are sums over the tensor of the element (a layer's kernel, a bias). What is summed
-    follows, and completes the rule::
-
-        @optimizer(sums="w2 g2", learning_rate=0.01)
-        def normalised(w, g, w2, g2, h):
-            return w - h.learning_rate * sqrt(w2 / g2) * g
-
-        @normalised.tensor_sums
-        def _(w, g, h):
-            return w * w, g * g
-    """
-    summed = tuple(sums.split())
-    numbers = numbers_of(parameters, "optimizer")
-    if name is not None and not name.isidentifier():
-        raise RuleError(f"the name of an optimizer must be an identifier, got {name!r}")
-
-    def wrap(function: Callable[..., Any]) -> Optimizer:
-        arguments = arguments_of(function)
-        place = f"optimizer {function.__name__!r} ({_where(function)})"
-        if len(arguments) < 3:
-            raise RuleError(f"{place} takes ({', '.join(arguments)}); expected (w, g, *slots, h)")
-        names = arguments[2 : -1 - len(summed)]
-        if arguments[2 + len(names) : -1] != summed:
-            raise RuleError(f"{place} takes ({', '.join(arguments)}); expected (w, g, *slots, {', '.join(summed)}, h)")
-        if slots is not None and slots != len(names):
-            raise RuleError(f"{place} says slots={slots} and takes {len(names)}: {', '.join(names) or 'none'}")
-        if not {"learning_rate", "lr"} & set(numbers):
-            raise RuleError(f"{place} needs a learning_rate (or lr) among its parameters")
-        for reserved in ("t", "weight_decay", "clip_value", "clip_norm", "steps_per_epoch"):
-            if reserved in numbers:
-                raise RuleError(f"{place}: {reserved} is given by the skeleton; it cannot be a parameter")
-        called = name or function.__name__
-        rule = Optimizer(called, numbers, update=function, slots=names, decoupled=decoupled, sums=summed)
-        return rule if summed else _complete(rule)
-
-    return wrap(function) if function is not None else wrap
-
-
-def _reads(function: Callable[..., Any], position: int) -> bool:
+def reads(function: Callable[..., Any], position: int) -> bool:
     """Whether ``function`` reads its argument at ``position``."""
     import dis
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .compile import UNIFORM_HEADER, uniforms_of
+from .compile import uniforms_of
 from .cpu import eager
 from .instructions import MIXED, ShapeError
 from .ops import _backend, _Cpu, _float
-from .program import tensor_blocks
-from .rule import Optimizer, RuleError, find
+from .optimizer_rule import Optimizer
+from .program import factors_of, tensor_blocks, update_by_tensor
+from .rule import RuleError, find
+from .step_text import UNIFORM_HEADER
 
 _HALVES = ("float16", "bfloat16")
 
@@ -31,9 +35,10 @@ def optimizer_update(
     """Update ``w`` and ``slots`` in place, in one pass: step number ``step`` (from 1) of an optimizer rule.
 
     ``w``, ``g`` have any one shape; ``slots`` is a list of arrays of that shape, zero before the first step; where
-    there are more than two, the CPU copies them there and back. The gradient is scaled to a norm of at most
-    ``clip_norm`` (0: not at all). Rules that take sums over a tensor take ``w`` as one. ``values`` override the rule's
-    parameters.
+    there are more than two, the CPU copies them there and back. A rule with factors takes two vectors more behind
+    them, state of the rows and of the columns (the last axis) of ``w``; a vector is one row. The gradient is scaled to
+    a norm of at most ``clip_norm`` (0: not at all). Rules that look at a whole tensor take ``w`` as one. ``values``
+    override the rule's parameters.
 
     In mixed precision ``w`` and ``g`` are float16 or bfloat16 (NumPy's float16, or a dtype of the name bfloat16 such as
     that of ml_dtypes), ``master`` holds the weights in float32, and ``slots`` are float32. ``master`` and ``slots`` are
@@ -71,12 +76,14 @@ def optimizer_update(
         return
     half = _half(w, g, master)
     weights, of = (w, "w") if master is None else (master, "master")
-    if len(slots) != len(rule.slots):
-        raise ShapeError(f"slots holds {len(slots)} arrays; {rule.name} has {len(rule.slots)}: {', '.join(rule.slots)}")
-    for k, slot in enumerate(slots):
-        if slot.shape != weights.shape or slot.dtype != weights.dtype:
-            expected = f"{weights.dtype} {weights.shape}, those of {of}"
-            raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {expected}")
+    names = *rule.slots, *rule.factors
+    if len(slots) != len(names):
+        raise ShapeError(f"slots holds {len(slots)} arrays; {rule.name} has {len(names)}: {', '.join(names)}")
+    along = (math.prod(weights.shape[:-1]),), (math.prod(weights.shape[-1:]),)
+    for k, (slot, shape) in enumerate(zip(slots, [weights.shape] * len(rule.slots) + [*along], strict=False)):
+        if slot.shape != shape or slot.dtype != weights.dtype:
+            whose = f"those of {of}" if k < len(rule.slots) else f"{names[k]} of {of}"
+            raise ShapeError(f"slots[{k}] is {slot.dtype} {slot.shape}; expected {weights.dtype} {shape}, {whose}")
     if step < 1:
         raise ValueError(f"step must be at least 1, got {step}")
     gradient = backend.contiguous(g) if half else _float("g", g, backend)
@@ -92,9 +99,9 @@ def optimizer_update(
         with np.errstate(over="ignore"):  # infinity is what was promised
             w[...] = master.astype(w.dtype)
         return
-    if half and rule.sums:
-        raise RuleError(f"{rule.name} takes sums over the tensor; on CUDA its gradient must be float32, got {half}")
-    if backend is _Cpu and len(slots) <= 2 and not rule.sums and all(slot.flags.carray for slot in slots):
+    if half and rule.by_tensor:
+        raise RuleError(f"{rule.name} looks at the whole tensor; on CUDA its gradient must be float32, got {half}")
+    if backend is _Cpu and len(slots) <= 2 and not rule.by_tensor and all(slot.flags.carray for slot in slots):
         eager.new_update(rule, w, clipped)((w, gradient, *slots), step, settings)
         return
     with backend.current():
@@ -102,8 +109,8 @@ def optimizer_update(
         hyper = backend.contiguous(np.array([*parameters, weight_decay, clip_norm], np.float64))
         count = backend.contiguous(np.array([step - 1], np.int64))
         uniforms = backend.empty((UNIFORM_HEADER + len(uniforms_of(rule)),), weights.dtype)
-        state = backend.empty((len(slots), w.size), weights.dtype)
-        for row, slot in zip(state, slots, strict=True):
+        state = backend.empty((len(rule.slots), w.size), weights.dtype)
+        for row, slot in zip(state, slots, strict=False):
             row[...] = slot.ravel()
         copy, gradient = w.ravel(), gradient.ravel()
         if half == "bfloat16":  # CUDA has no arrays of it
@@ -115,15 +122,31 @@ def optimizer_update(
         if half:
             operands = [weights.ravel(), gradient, state, copy, uniforms]
             backend.run(MIXED["optimizer_update_mixed"], operands, rule)
-        elif rule.sums:
+        elif rule.by_tensor:
             blocks = backend.contiguous(tensor_blocks([w.size], [0]))
             rows = backend.empty((1, uniforms.size + len(rule.sums)), w.dtype)
-            backend.run("tensor_sums", [copy, gradient, state, uniforms, blocks, rows], rule)
-            backend.run("optimizer_update_by_tensor", [copy, gradient, state, rows, blocks], rule)
+            factors = _factors(rule, weights, slots[len(rule.slots) :], backend) if rule.factors else None
+            of_rule = update_by_tensor(rule, copy, gradient, state, uniforms, blocks, rows, factors)
+            for op, operands, its_rule, scalars in of_rule:
+                backend.run(op, operands, its_rule, tuple(scalars.values()))
+            if factors is not None:
+                height = slots[-2].size
+                slots[-2][...], slots[-1][...] = factors[0][1 : 1 + height], factors[0][1 + height :]
         else:
             backend.run("optimizer_update", [copy, gradient, state, uniforms], rule)
-        for row, slot in zip(state, slots, strict=True):
+        for row, slot in zip(state, slots, strict=False):
             slot[...] = row.reshape(slot.shape)
+
+
+def _factors(rule: Any, w: Any, given: Sequence[Any], backend: Any) -> tuple[Any, ...]:
+    """State of rows and columns, tensors, panels and room for sums, of one tensor: see ``Builder.factors``."""
+    found = factors_of([w.shape], [0])
+    state = backend.empty((found.size,), w.dtype)
+    rows, columns = given
+    state[0] = 1.0 if rule.largest else rows.mean()
+    state[1 : 1 + rows.size], state[1 + rows.size :] = rows, columns
+    tables = (backend.contiguous(table) for table in (found.tensors, found.panels))
+    return state, *tables, backend.empty((found.sums,), w.dtype)
 
 
 def _half(w: Any, g: Any, master: Any) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from .rule import Optimizer, Rule, RuleError, arguments_of, numbers_of
+from .optimizer_rule import Optimizer
+from .rule import Rule, RuleError, arguments_of, numbers_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,7 @@
-"""Optimizers that look at a tensor as a whole, in float64 NumPy: ``w`` is one tensor. See oracle.py."""
+"""Optimizers that look at a tensor as a whole, in float64 NumPy: ``w`` is one tensor. See oracle.py.
+
+The slots of factored ones are a vector for the rows of a matrix and one for its columns; a vector is one row.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,29 @@ def _wngrad(w, g, s, t, h):
     return w - h.learning_rate / b * g, [np.full_like(w, b)]
 
 
+def _adafactor(w, g, s, t, h):
+    """Algorithm 4 of Shazeer & Stern 2018: V = R C / (1^T R) with the sums R and C; means differ from them by n, by m."""
+    matrix, kept = np.atleast_2d(g), w.dtype.type(1.0 - float(t) ** -h.decay)
+    square = matrix**2 + w.dtype.type(h.epsilon_1)
+    n, m = matrix.shape
+    rows = kept * (m * s[0]) + (1 - kept) * square.sum(1)
+    columns = kept * (n * s[1]) + (1 - kept) * square.sum(0)
+    u = (matrix / np.sqrt(np.outer(rows, columns) / rows.sum())).reshape(w.shape)
+    rate = w.dtype.type(min(h.learning_rate, 1 / np.sqrt(t)) * max(h.epsilon_2, np.sqrt((w * w).mean())))
+    return w - rate * u / max(1, np.sqrt((u * u).mean()) / h.clip_threshold), [rows / m, columns / n]
+
+
+def _sm3(w, g, s, t, h):
+    """SM3-II of Anil et al. 2019, its cover the rows and the columns, entry by entry."""
+    matrix = np.atleast_2d(g)
+    v, step = np.zeros_like(matrix), np.zeros_like(matrix)
+    for i, j in np.ndindex(matrix.shape):
+        v[i, j] = min(s[0][i], s[1][j]) + matrix[i, j] ** 2
+        step[i, j] = matrix[i, j] / np.sqrt(v[i, j]) if v[i, j] > 0 else 0
+    return w - h.learning_rate * step.reshape(w.shape), [v.max(1), v.max(0)]
+
+
 LAYERWISE = {
     "lars": _lars, "lamb": _lamb, "novograd": _novograd, "fromage": _fromage, "normalized_sgd": _normalized_sgd,
-    "sngm": _sngm, "wngrad": _wngrad,
+    "sngm": _sngm, "wngrad": _wngrad, "adafactor": _adafactor, "sm3": _sm3,
 }  # fmt: skip

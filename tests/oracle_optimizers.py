@@ -260,7 +260,7 @@ _SUFFIXES = {"outside": "", "inside": "_inside", "hat": "_hat"}
 for _where, _suffix in _SUFFIXES.items():
     _DECOUPLED_FORMS |= {"adamw" + _suffix: oracle_adam.adam(_where), "amsgradw" + _suffix: oracle_adam.amsgrad(_where)}
 
-DECOUPLED = {*_DECOUPLED_FORMS, "lion", "adan", "ademamix", "grams"}
+DECOUPLED = {*_DECOUPLED_FORMS, "lion", "adan", "ademamix", "grams", "adafactor"}
 OPTIMIZERS = {
     **{update.__name__: update for update in _UPDATES},
     **{"adam" + suffix: oracle_adam.adam(where) for where, suffix in _SUFFIXES.items()},

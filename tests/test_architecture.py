@@ -11,9 +11,9 @@ LONGEST = 420
 
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
-    {"mathfn", "names", "rule", "device", "philox", "instructions", "precision", "loss_scale", "exchange"},
+    {"mathfn", "names", "rule", "optimizer_rule", "device", "philox", "instructions", "precision", "loss_scale", "exchange"},
     {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program"},
-    {"native", "rewriting", "lowering", "cache"},
+    {"native", "rewriting", "lowering", "step_text", "cache"},
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},

@@ -5,8 +5,8 @@ import inspect
 import numpy as np
 import pytest
 
-from dlcore.kernels.cpu import dropout, entries, norm, prepared, steps
-from dlcore.kernels.program import Buffer
+from dlcore.kernels.cpu import by_tensor, dropout, entries, norm, prepared, steps
+from dlcore.kernels.program import Buffer, factors_of
 
 ROW_COUNT = 37  # 3 chunks
 SIZES = {
@@ -31,15 +31,23 @@ SIZES = {
     "A": ROW_COUNT,
     "E": 1,
     "q": 75,
+    "f": 5,
+    "p": 6,
 }
-BLOCKS = [[0, 4096, 0], [4096, 20_000, 0], [20_016, 39_999, 1]]
+FACTORS = factors_of([(100, 200), (17, 1175)], [0, 20_016])
+SIZES |= {"F": FACTORS.size, "X": FACTORS.sums, "D": len(FACTORS.panels)}
+TABLES = {
+    "blocks": np.array([[0, 4096, 0], [4096, 20_000, 0], [20_016, 39_999, 1]]),
+    "tensors": FACTORS.tensors,
+    "panels": FACTORS.panels,
+}
 # Steps that call what they know by its address only, or sum with vector instructions; the tests of the kernels compare
 # them with oracles.
 BY_ADDRESS = {
     "dense_forward", "dense_forward_columns", "dense_backward_x", "dense_backward_x_columns", "dense_backward_z",
     "dense_backward_w", "dense_update", "sum_chunks_update", "activation_forward", "activation_backward",
     "elementwise_loss", "optimizer_update", "optimizer_update_apart", "optimizer_begin", "barrier",
-    "group_norm_forward", "group_norm_gradient", "block_sums", "optimizer_update_by_tensor",
+    "group_norm_forward", "group_norm_gradient", "block_sums", "optimizer_update_by_tensor", "factor_sums",
 }  # fmt: skip
 IN_PYTHON = [
     pytest.param(name, full, id=f"{name}, {'all' if full else 'needed'} operands")
@@ -50,6 +58,7 @@ IN_PYTHON = [
 SCALARS = {
     "momentum": 0.9, "epsilon": 1e-3, "rate": 0.4, "layer": 2, "threshold": 0.1, "mean": 1.0, "keep": 0.8,
     "share": 0.05, "l1": 0.3, "l2": 0.2, "minimum": 1.5, "maximum": 1.6, "steps": 9, "rho": 0.3, "eta": 0.1, "adaptive": 1.0,
+    "largest": 0.0,
 }  # fmt: skip
 
 
@@ -59,8 +68,8 @@ def operand(spec, dtype, rng, full):
         return None
     chunks = steps.chunk_count(ROW_COUNT)
     shape = tuple(chunks if letter in "cC" else SIZES[letter] for letter in spec.dims)
-    if spec.name == "blocks":
-        return np.array(BLOCKS)
+    if spec.name in TABLES:
+        return TABLES[spec.name].copy()
     if spec.dtype == "i":
         values = rng.permutation(SIZES["N"])[: shape[0]] if spec.name == "order" else rng.integers(0, 7, shape)
         return values.astype(np.int64)
@@ -120,7 +129,8 @@ def test_a_body_is_plain_python(monkeypatch, name, full, dtype):
     run_compiled(op, compiled, scalars)
     # memory of its own that a step asks for by address
     monkeypatch.setattr(norm, "view", lambda address, n: np.zeros(n, dtype))
-    monkeypatch.setattr(norm, "view_double", lambda address, n: np.zeros(n))
+    for module in (norm, by_tensor):
+        monkeypatch.setattr(module, "view_double", lambda address, n: np.zeros(n))
     monkeypatch.setattr(dropout, "view_bits", lambda address, n: np.zeros(n, np.uint32))
     run_plainly(op, plainly, scalars, dtype)
     for spec, was, a, b in zip(op.operands, before, plainly, compiled, strict=True):

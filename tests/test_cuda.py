@@ -13,15 +13,16 @@ from tolerance import GRADIENT, assert_close
 from dlcore import Sequential, kernels, layers, optimizers
 from dlcore import random as dlrandom
 from dlcore.kernels import Builder
-from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
+from dlcore.kernels.compile import uniforms_of
 from dlcore.kernels.cpu.engine import Engine as CpuEngine
 from dlcore.kernels.device import simulated, why_no_gpu
 from dlcore.kernels.instructions import OPS, Instruction
 from dlcore.kernels.loss_scale import scaler
-from dlcore.kernels.program import tensor_blocks
+from dlcore.kernels.optimizer_rule import optimizer as make_optimizer
+from dlcore.kernels.program import factors_of, tensor_blocks
 from dlcore.kernels.rule import REGISTRY, find
 from dlcore.kernels.rule import activation as make_activation
-from dlcore.kernels.rule import optimizer as make_optimizer
+from dlcore.kernels.step_text import UNIFORM_HEADER
 
 if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
@@ -87,6 +88,12 @@ def _terms(op, values):
 # ------------------------------------------------------------------------------------------- one instruction
 
 
+def _matrix(size):
+    """The shape of a matrix of ``size`` elements, as near to a square as there is."""
+    rows = next(d for d in range(int(size**0.5), 0, -1) if size % d == 0)
+    return rows, size // rows
+
+
 def _operands(op, size, rule, rng):
     """Values in float64 for the operands of ``op``, by name."""
     m, n, k, *g = size
@@ -110,13 +117,16 @@ def _operands(op, size, rule, rng):
     else:
         letters |= {"S": 1, "K": 3, "U": 16, "V": 16}
     half = letters["P"] // 8 * 4
-    table = tensor_blocks(*(([half - 1, letters["P"] - half], [0, half]) if half > 4 else ([letters["P"]], [0])))
-    letters |= {"B": len(table), "t": 3, "T": table[-1, 2] + 1, "L": 4}
+    sizes, starts = ([half - 1, letters["P"] - half], [0, half]) if half > 4 else ([letters["P"]], [0])
+    table, found = tensor_blocks(sizes, starts), factors_of([_matrix(size) for size in sizes], starts)
+    tables = {"blocks": table, "tensors": found.tensors, "panels": found.panels}
+    letters |= {"B": len(table), "t": 3, "T": len(sizes), "f": 5, "D": len(found.panels), "p": 6, "L": 4}
+    letters |= {"F": found.size, "X": found.sums}
     values = {}
     for spec in op.operands:
         shape = [letters[letter] for letter in spec.dims]
-        if spec.name == "blocks":
-            values[spec.name] = table
+        if spec.name in tables:
+            values[spec.name] = tables[spec.name]
         elif spec.name == "scaler":
             values[spec.name] = np.array([8.0, 2.0, 3.0, 1.0])
         elif spec.name in ("uniforms", "rows") and spec.access == "read":
@@ -125,7 +135,7 @@ def _operands(op, size, rule, rng):
         elif spec.dtype == "i":
             high = n if spec.name == "labels" else letters["N"]
             values[spec.name] = rng.integers(0, high, shape)
-        elif spec.name in ("rstd", "running_var", "weight", "slots"):
+        elif spec.name in ("rstd", "running_var", "weight", "slots", "factors"):
             values[spec.name] = rng.uniform(0.5, 1.5, shape)
         elif spec.name == "target" or (spec.name == "p" and (op.rule != "loss" or rule.domain != "real")):
             values[spec.name] = rng.uniform(0.05, 0.95, shape)
@@ -148,7 +158,8 @@ def _operands(op, size, rule, rng):
 
 
 _SCALARS = {"momentum": 0.9, "epsilon": 1e-5, "rate": 0.3, "layer": 2.0, "mean": 1.0, "threshold": 0.3,
-            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7, "steps": 3.0, "rho": 0.3, "eta": 0.1, "adaptive": 1.0}  # fmt: skip
+            "keep": 0.9, "share": 0.02, "l1": 0.3, "l2": 0.2, "minimum": 1.1, "maximum": 1.7, "steps": 3.0, "rho": 0.3, "eta": 0.1, "adaptive": 1.0,
+            "largest": 0.0}  # fmt: skip
 
 
 def _program(op, values, absent, rule, dtype):
@@ -228,8 +239,10 @@ def _rule(op):
     return find(op.rule, {"activation": "tanh", "loss": "mean_squared_error", "optimizer": "adam"}[op.rule])
 
 
-def _of(op):
+def _of(op, absent=()):
     """The rule that an instruction is tried with."""
+    if op.rule and not absent and any(spec.name == "factors" for spec in op.operands):
+        return find("optimizer", "adafactor")
     return find("optimizer", "lamb") if op.name == "tensor_sums" else _rule(op) if op.rule else None
 
 
@@ -246,7 +259,7 @@ def _cases():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("op", "size", "absent"), list(_cases()))
 def test_instruction(op, size, absent, dtype):
-    _compare(op, size, absent, _of(op), dtype)
+    _compare(op, size, absent, _of(op, absent), dtype)
 
 
 # ----------------------------------------------------------------------------------------- rows in registers
@@ -312,7 +325,7 @@ def test_the_same_bits_wherever_arrays_begin(name, dtype):
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
             "batch_norm_backward", "group_norm_forward", "group_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
-            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "check_finite", "ascend",
+            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "factor_sums", "factor_update", "check_finite", "ascend",
             "log_softmax_forward", "log_softmax_backward", "cosine_similarity", "categorical_hinge", "hellinger_distance",
             "prelu_backward", "weight_penalty", "constrain_norm")  # fmt: skip
 
@@ -332,7 +345,13 @@ def test_every_rule(kind):
     ops = {
         "activation": ("dense_forward", "dense_backward_z", "activation_forward", "activation_backward"),
         "loss": ("elementwise_loss",),
-        "optimizer": ("optimizer_begin", "optimizer_update", "tensor_sums", "optimizer_update_by_tensor"),
+        "optimizer": (
+            "optimizer_begin",
+            "optimizer_update",
+            "factor_sums",
+            "tensor_sums",
+            "optimizer_update_by_tensor",
+        ),
     }[kind]
     for rule in REGISTRY[kind].values():
         for name in ops:
@@ -417,8 +436,8 @@ def test_a_step_that_is_skipped_changes_nothing(by_tensor):
     for skipped in (1, 0):
         uniforms[4] = skipped
         arrays = [memory.to_device(a) for a in (w, g, slots)]
-        rest = [uniforms[None], tensor_blocks([7], [0])] if by_tensor else [uniforms]
-        arrays += [memory.to_device(a) for a in rest]
+        rest = [uniforms[None], tensor_blocks([7], [0]), None, None] if by_tensor else [uniforms]
+        arrays += [None if a is None else memory.to_device(a) for a in rest]
         name = "optimizer_update_by_tensor" if by_tensor else "optimizer_update"
         memory.run(plan(Instruction(name, arrays, rule), arrays))
         assert np.array_equal(memory.to_host(arrays[0]), w) == bool(skipped)

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from dlcore.kernels.compile import UNIFORM_HEADER
+from dlcore import kernels
 from dlcore.kernels.device import simulated
 from dlcore.kernels.rule import REGISTRY, find
+from dlcore.kernels.step_text import UNIFORM_HEADER
 
 if not simulated():
     pytest.skip("these count what the simulator sees; test_cuda.py has the numbers", allow_module_level=True)
@@ -18,11 +19,11 @@ from dlcore.kernels.cuda.arrays import memory
 from dlcore.kernels.cuda.launch import BLOCK, lowered, plan
 from dlcore.kernels.cuda.update import _norm_blocks
 from dlcore.kernels.instructions import Instruction
-from dlcore.kernels.program import tensor_blocks
+from dlcore.kernels.program import PANEL_COLUMNS, PANEL_ROWS, factors_of, tensor_blocks
 
 DTYPES = (np.float32, np.float64)
 RULES = list(REGISTRY["optimizer"])
-OF_EACH_SIZE = list({len(rule.slots): name for name, rule in REGISTRY["optimizer"].items()}.values())
+OF_EACH_SIZE = list({(len(r.slots), bool(r.factors)): name for name, r in REGISTRY["optimizer"].items()}.values())
 
 
 def _at(values, offset, dtype):
@@ -43,14 +44,22 @@ def _operands(rule, size, dtype, scale=0.7):
     return [a.astype(dtype) for a in (rng.standard_normal(size), rng.standard_normal(size), slots, uniforms)]
 
 
+def _factors(size, dtype):
+    """State of the rows and columns of a matrix of ``size`` elements, and its tables."""
+    columns = max(d for d in (1, 2, 3, 5, 1031) if size % d == 0)
+    found = factors_of([(size // columns, columns)], [0])
+    return np.random.default_rng(size).uniform(0.5, 1.5, found.size).astype(dtype), found.tensors
+
+
 def _updated(rule, operands, offsets):
     """``w`` and ``slots`` after the update of arrays that begin at ``offsets``; what lies around them is untouched."""
     placed = [_at(a, offset, a.dtype) for a, offset in zip(operands, (*offsets, 0), strict=True)]
     views = [view for _, view in placed]
-    if rule.sums:
-        blocks = tensor_blocks([views[0].size], [0])
-        views = [*views[:3], views[3].reshape(1, -1), blocks]
-    launches = plan(Instruction(f"optimizer_update{'_by_tensor' if rule.sums else ''}", views, rule), views)
+    if rule.by_tensor:
+        size = views[0].size
+        state = _factors(size, views[0].dtype) if rule.factors else (None, None)
+        views = [*views[:3], views[3].reshape(1, -1), tensor_blocks([size], [0]), *state]
+    launches = plan(Instruction(f"optimizer_update{'_by_tensor' if rule.by_tensor else ''}", views, rule), views)
     assert len(launches) == 1
     memory.run(launches)
     for (whole, view), operand in zip(placed, operands, strict=True):
@@ -72,8 +81,10 @@ def _one_by_one(rule, operands):
     first = UNIFORM_HEADER + len(low.uniforms)
     rest = [*u[first:], *u[UNIFORM_HEADER:first]]
     new_w, new_slots = w.copy(), slots.copy()
+    factors, ((_, rows, columns, _, _),) = _factors(w.size, w.dtype)
     for i in range(w.size):
-        results = update(w[i] * u[2], g[i] * u[0] + u[1] * w[i], *slots[:, i], *rest)
+        of = [factors[1 + i // columns] / factors[0], factors[1 + rows + i % columns]] if rule.factors else []
+        results = update(w[i] * u[2], g[i] * u[0] + u[1] * w[i], *slots[:, i], *of, *rest)
         new_w[i], *new_slots[:, i] = results if isinstance(results, tuple) else (results,)
     return new_w, new_slots
 
@@ -83,7 +94,7 @@ def _one_by_one(rule, operands):
 def test_every_length_and_alignment(name, dtype):
     """Bit for bit what the scalar rule gives, wherever the arrays begin."""
     rule = find("optimizer", name)
-    by_tensor = "_by_tensor" if rule.sums else ""
+    by_tensor = "_by_tensor" if rule.by_tensor else ""
     for size in (0, 1, 2, 3, 4, 5, 6, 7, 8, 1031):
         operands = _operands(rule, size, dtype)
         expected = _one_by_one(rule, operands)
@@ -105,6 +116,24 @@ def test_a_scale_that_is_not_finite_reaches_every_parameter(name, offset, scale)
     with np.errstate(all="ignore"):
         w, *_ = _updated(find("optimizer", name), operands, (offset, offset, offset))
     assert not np.isfinite(w).any()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+def test_rows_and_columns_of_several_panels(name, order):
+    """Two steps, against the CPU engine: panels side by side and one below the other, and a vector."""
+    rng = np.random.default_rng(3)
+    for shape in ((PANEL_ROWS + 6, 37), (2, PANEL_COLUMNS + 40), (300,)):
+        w = rng.standard_normal(shape).astype(np.float32)
+        cpu = [w.copy(), *(np.zeros(n, np.float32) for n in np.atleast_2d(w).shape)]
+        device = [memory.to_device(a) for a in cpu]
+        for step in (1, 2):
+            g = rng.standard_normal(shape).astype(np.float32)
+            kernels.optimizer_update(name, cpu[0], g, cpu[1:], step=step)
+            with thread_order(order, 5):
+                kernels.optimizer_update(name, device[0], memory.to_device(g), device[1:], step=step)
+        for a, e in zip(device, cpu, strict=True):
+            np.testing.assert_allclose(memory.to_host(a), e, rtol=2e-6, atol=1e-7)
 
 
 def _norm(g, offset, limit=1.0):

@@ -65,6 +65,7 @@ def gradient(w, t):
 SHOWN = {
     "epsilon": 1e-3, "dampening": 0.3, "initial_accumulator": 0.1, "l1": 1e-3, "l2": 0.1, "eta": 0.2, "start": 20.0,
     "steps": 150.0, "step_min": 4e-3, "step_max": 0.03, "nu_2": 0.6, "threshold": 10.0, "restart": 30.0,
+    "epsilon_1": 1e-3, "epsilon_2": 0.8, "clip_threshold": 0.8,
 }  # fmt: skip
 DECAY = {"asgd": 0.05, "adagrad": 0.01, "adagrad_inside": 0.01, "lars": 0.01, "lamb": 0.01, "novograd": 0.01}
 
@@ -74,10 +75,17 @@ def values(name):
     return {key: DECAY.get(name, 0.99) if key == "decay" else SHOWN.get(key, v) for key, v in known.items()}
 
 
+def start(name, dtype):
+    """Weights, and state of zeros: for a rule with factors a row for each problem."""
+    rule = find("optimizer", name)
+    shape = (len(PROBLEMS), SIZE) if rule.factors else START.shape
+    state = [shape] * len(rule.slots) + [(n,) for n in shape[: len(rule.factors)]]
+    return START.astype(dtype).reshape(shape), [np.zeros(s, dtype) for s in state]
+
+
 def by_the_paper(name, dtype, gradients, h, step=lambda t: t):
     """Weights and slots, in ``dtype``, after the gradients."""
-    rule = find("optimizer", name)
-    w, s = START.astype(dtype), [np.zeros(START.shape, dtype) for _ in rule.slots]
+    w, s = start(name, dtype)
     for t, g in enumerate(gradients, 1):
         w, s = oracle_optimizers.OPTIMIZERS[name](w, g.astype(dtype), s, step(t), types.SimpleNamespace(**h))
         assert w.dtype == dtype
@@ -88,10 +96,10 @@ def by_the_paper(name, dtype, gradients, h, step=lambda t: t):
 def gradients_of(name, dtype):
     """The gradients along the exact run, rounded to ``dtype``."""
     h, wide = types.SimpleNamespace(**values(name)), wider(dtype)
-    w, s = START.astype(wide), [np.zeros(START.shape, wide) for _ in find("optimizer", name).slots]
+    w, s = start(name, wide)
     gradients = []
     for t in range(1, STEPS + 1):
-        gradients.append(gradient(w, t).astype(dtype))
+        gradients.append(gradient(w.ravel(), t).astype(dtype).reshape(w.shape))
         w, s = oracle_optimizers.OPTIMIZERS[name](w, gradients[-1].astype(wide), s, t, h)
     assert np.abs(w).max() < 100, "the run diverges: it compares nothing"
     return gradients
@@ -100,7 +108,7 @@ def gradients_of(name, dtype):
 @functools.cache
 def by_the_kernel(name, dtype):
     rule = find("optimizer", name)
-    w, slots = START.astype(dtype), [np.zeros(START.shape, dtype) for _ in rule.slots]
+    w, slots = start(name, dtype)
     for t, g in enumerate(gradients_of(name, dtype), 1):
         kernels.optimizer_update(rule, w, g, slots, step=t, **values(name))
     return w, *slots
@@ -109,10 +117,12 @@ def by_the_kernel(name, dtype):
 def compare(name, dtype, h, step=lambda t: t):
     """The kernel's weights and state against the paper with parameters ``h``, problem by problem."""
     exact, plain = (by_the_paper(name, d, gradients_of(name, dtype), h, step) for d in (wider(dtype), dtype))
-    names = ("w", *find("optimizer", name).slots)
-    for what, got, expected, rounded in zip(names, by_the_kernel(name, dtype), exact, plain, strict=True):
-        for problem, part in PARTS.items():
-            assert_close(f"{what} on {problem}", got[part], expected[part], rounded[part], GRADIENT)
+    rule = find("optimizer", name)
+    names = ("w", *rule.slots, *rule.factors)
+    for what, *arrays in zip(names, by_the_kernel(name, dtype), exact, plain, strict=True):
+        parts = {"all": slice(None)} if what in rule.factors else PARTS
+        for problem, part in parts.items():
+            assert_close(f"{what} on {problem}", *(a.ravel()[part] for a in arrays), GRADIENT)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)

@@ -1,5 +1,6 @@
 """Optimizers against PyTorch's, weights and state, and ``maximize``."""
 
+import math
 import os
 import types
 
@@ -98,6 +99,27 @@ def test_the_formulas_of_the_tests_are_those_of_pytorch(name):
     for t, g in enumerate(GRADIENTS, 1):
         w, s = oracle_optimizers.OPTIMIZERS[name](w, g, s, t, h)
     np.testing.assert_allclose(w, by_torch(cls, arguments)[0], rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.usefixtures("_torch_in_float64")
+@pytest.mark.parametrize("shape", [(9,), (1, 5), (7, 5), (130, 1050)], ids=str)
+def test_adafactor_is_that_of_pytorch(shape):
+    """PyTorch adds no epsilon to the square but bounds it from below, by a number that is nothing here."""
+    rng = np.random.default_rng(4)
+    w, state = rng.standard_normal(shape), [np.zeros(n) for n in (math.prod(shape[:-1]), shape[-1])]
+    p = torch.nn.Parameter(torch.tensor(w))
+    made = _optim.Adafactor([p], lr=0.02, beta2_decay=-0.7, eps=(1e-300, 1e-3), d=1.1)
+    values = {"learning_rate": 0.02, "decay": 0.7, "clip_threshold": 1.1}
+    for t in range(1, 41):
+        g = rng.standard_normal(shape) * np.logspace(-2, 0, shape[-1])
+        p.grad = torch.tensor(g)
+        made.step()
+        kernels.optimizer_update("adafactor", w, g, state, step=t, **values)
+    np.testing.assert_allclose(w, p.detach().numpy(), rtol=1e-11, atol=1e-14)
+    theirs = made.state[p]
+    keys = ("row_var", "col_var") if len(shape) > 1 else ("variance",)
+    for key, ours in zip(reversed(keys), reversed(state), strict=False):
+        np.testing.assert_allclose(ours, theirs[key].numpy().ravel(), rtol=1e-11, err_msg=key)
 
 
 MAXIMIZE = {

@@ -7,9 +7,10 @@ import pytest
 
 import dlcore
 from dlcore import callbacks, kernels, optimizers, schedules
-from dlcore.kernels.compile import UNIFORM_HEADER, uniforms_of
+from dlcore.kernels.compile import uniforms_of
 from dlcore.kernels.rule import REGISTRY, RuleError
 from dlcore.kernels.schedules import check
+from dlcore.kernels.step_text import UNIFORM_HEADER
 
 EVERY = {
     "exponential": schedules.ExponentialDecay(0.1, 10, 0.5),

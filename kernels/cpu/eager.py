@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..compile import UNIFORM_HEADER, uniforms_of
+from ..compile import uniforms_of
 from ..instructions import Instruction
 from ..program import Buffer
+from ..step_text import UNIFORM_HEADER
 from .prepared import Prepared
 from .steps import step
 from .table import steps_of

@@ -216,6 +216,7 @@ def checked_entry(step: Instruction) -> Any:
 
 _PART = {
     "dense_forward": "value", "dense_forward_columns": "value", "activation_forward": "value", "block_sums": "summands",
+    "factor_sums": "terms", "factored_update": "step",
 }  # fmt: skip
 _DEFAULT_PART = {"activation": "slope", "loss": "loss", "optimizer": "update"}
 IDENTITY = "linear"  # the activation that needs no call

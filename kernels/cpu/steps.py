@@ -46,6 +46,7 @@ def chunk_count(rows: int) -> int:
 
 _DIVISION = {
     "record": "one", "optimizer_begin": "one", "optimizer_update": "parts", "optimizer_update_by_tensor": "parts",
+    "factor_sums": "parts", "factored_update": "parts", "factor_update": "parts",
     "restore_weights": "parts", "weight_penalty_gradient": "parts", "constrain_norm": "parts",
     "constrain_non_negative": "parts",
 }  # fmt: skip  # the others: rows
@@ -97,7 +98,7 @@ _NEW = [
     declare("end_turn", "+turn:Q[i] +batches:Q[i] +step:Q[i] +uniforms:U", "the rest of accumulate_gradient",
             scalars="steps", division="one"),
     declare("block_squares", "g:P blocks:Bt[i] >partial:Bs[d]", "sums of g^2 over the blocks", division="parts"),
-    declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >partial:Bs[d]",
+    declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] factors?:F tensors?:Tf[i] >partial:Bs[d]",
             "sums of the rule's summands over the blocks", rule="optimizer", division="parts"),
     declare("norms_of_tensors", "partial:Bs[d] hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
             "rows of clip_by_norm", division="one"),
@@ -204,9 +205,10 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         yield step("block_squares", [g, blocks, partial])
         yield step("norms_of_tensors", [partial, hyper, uniforms, blocks, rows])
     elif name == "tensor_sums":
-        *_, uniforms, blocks, rows = operands
+        *_, uniforms, blocks, _, _, rows = operands
         partial = _temporary("partial", (blocks.shape[0], rows.shape[1] - uniforms.shape[0]), np.float64)
-        yield step("block_sums", [*operands[:-1], partial], instruction.rule)
+        if partial.shape[1]:
+            yield step("block_sums", [*operands[:-1], partial], instruction.rule)
         yield step("sums_of_tensors", [partial, uniforms, blocks, rows])
     else:
         yield step(name, operands, instruction.rule, instruction.scalars)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from ..compile import UNIFORM_HEADER, gradient_text
+from ..step_text import UNIFORM_HEADER, gradient_text
 from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, element, generated, lowered, scratch
-from .update import SELECT, load_text, wide_arrays
+from .update import SELECT, TENSOR, factor_text, load_text, wide_arrays
 from .vector import access, aligned
 
 _SUMS = """
@@ -32,10 +32,12 @@ def {name}({arrays}, {given}blocks, partial):
     whole = high - (high - low) % {lanes}
     for i in range(low + {lanes} * t, whole, {lanes} * {BLOCK}):
 {loads}
+{factors}
 {add}
     i = whole + t
     if i < high:
 {last}
+{factors_last}
 {add_last}
 {tree}
     if t == 0:
@@ -56,6 +58,7 @@ def _sums_text(
     wide: Sequence[bool],
     lanes: int,
     call: str,
+    factored: bool = False,
 ) -> str:
     """``call`` gives the summands of one element, with ``{k}`` for its number behind the name of each array."""
     each = range(sums)
@@ -71,6 +74,8 @@ def _sums_text(
         totals=" = ".join(f"total{k}" for k in each),
         rows="\n".join(rows),
         loads="\n".join(load_text(f"{a}_", a, lanes, flag) for a, flag in zip(inputs, wide, strict=True)),
+        factors=factor_text(lanes) if factored else "",
+        factors_last=factor_text(1) if factored else "",
         add="\n".join(line for k in range(lanes) for line in added(k)),
         last="\n".join(f"        {a}_0 = {a}[i]" for a in inputs),
         add_last="\n".join(added(0)),
@@ -84,18 +89,21 @@ def {name}(partial, {hyper}uniforms, blocks, rows):
 {shared}
     t = cuda.threadIdx.x
     tensor = cuda.blockIdx.x
+{gather}
+    for k in range(t, uniforms.size, {BLOCK}):
+        rows[tensor, k] = uniforms[k]
+{store}
+"""
+
+_GATHER = """\
     {totals} = zero
     for b in range(t, blocks.shape[0], {BLOCK}):
         if blocks[b, 2] == tensor:
 {add}
-{tree}
-    for k in range(t, uniforms.size, {BLOCK}):
-        rows[tensor, k] = uniforms[k]
-    if t == 0:  # which wrote the scale itself
-{store}
-"""
+{tree}"""
 
 _SCALED = """\
+    if t == 0:  # which wrote the scale itself
         limit = hyper[hyper.size - 1]
         norm = sqrt(sums0[0]) * abs(uniforms[0])
         if limit > 0.0 and not norm <= limit:  # a norm that is not a number must not pass unseen
@@ -106,13 +114,17 @@ _SCALED = """\
 def _rows(dtype: Any, sums: int, clip: bool) -> Any:
     each = range(sums)
     name = "norms_of_tensors" if clip else "sums_of_tensors"
-    text = _ROWS.format(
-        name=name, hyper="hyper, " if clip else "", BLOCK=BLOCK,
-        shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
+    gather = _GATHER.format(
+        BLOCK=BLOCK,
         totals=" = ".join(f"total{k}" for k in each),
         add="\n".join(f"            total{k} += partial[b, {k}]" for k in each),
         tree="\n".join(f"    block_sum(total{k}, sums{k})" for k in each),
-        store=_SCALED if clip else "\n".join(f"        rows[tensor, uniforms.size + {k}] = sums{k}[0]" for k in each),
+    )
+    text = _ROWS.format(
+        name=name, hyper="hyper, " if clip else "", BLOCK=BLOCK,
+        shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
+        gather=gather if sums else "",
+        store=_SCALED if clip else "\n".join(f"    rows[tensor, uniforms.size + {k}] = sums{k}[0]" for k in each),
     )  # fmt: skip
     dtype = np.dtype(dtype)
     scope = _scope(dtype) | {"number": dtype.type, "sqrt": CUDA.math("sqrt", dtype)}
@@ -149,21 +161,28 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
         rows = [f"    {slot} = s[{k}]" for k, slot in enumerate(slots)]
         rows += [f"    {name} = u[{k}]" for k, name in enumerate(("scale", "l2", "keep", "limit"))]
         rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(low.uniforms))]
-        extra = [*(f"{slot}_{{k}}" for slot in slots), *(f"u{k}" for k in range(len(low.uniforms)))]
+        rows += [TENSOR] if rule.factors else []
+        extra = [f"{slot}_{{k}}" for slot in (*slots, *(f"f{k}" for k in range(len(rule.factors))))]
+        extra += [f"u{k}" for k in range(len(low.uniforms))]
         call = f"summands({', '.join(['w_{k} * keep', gradient_text(rule, 'g_{k}', 'w_{k}'), *extra])})"
         name = "block_sums" if any(wide) else "block_sums_scalar"
-        text = _sums_text(name, ["w", "g", "s"], "u, ", rows, len(rule.sums), wide, lanes, call)
+        arrays = ["w", "g", "s"]
+        given = "u, factors, tensors, " if rule.factors else "u, "
+        text = _sums_text(name, arrays, given, rows, len(rule.sums), wide, lanes, call, bool(rule.factors))
         dtype = np.dtype(dtype)
         scope = _scope(dtype) | {"load": load, "summands": function}
         _summands[key] = generated(text, name, scope | SELECT, dtype, function)
     return _summands[key]
 
 
-def tensor_sums(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
+def tensor_sums(
+    rule: Any, w: Any, g: Any, slots: Any, uniforms: Any, blocks: Any, factors: Any, tensors: Any, rows: Any
+) -> list[Launch]:
     """``rows[t]`` = uniforms, and behind them the sums over tensor ``t`` of the rule's summands."""
     partial = scratch(w, (blocks.shape[0], len(rule.sums)))
+    add = Launch(_rows(w.dtype, len(rule.sums), False), (rows.shape[0],), (BLOCK,), (partial, uniforms, blocks, rows))
+    if not rule.sums:
+        return [add]
     sums = _block_sums(rule, w.dtype, wide_arrays(rule, w, g, slots)[: 2 + len(rule.own_slots)])
-    return [
-        Launch(sums, (blocks.shape[0],), (BLOCK,), (w, g, slots, uniforms, blocks, partial)),
-        Launch(_rows(w.dtype, len(rule.sums), False), (rows.shape[0],), (BLOCK,), (partial, uniforms, blocks, rows)),
-    ]
+    state = (factors, tensors) if rule.factors else ()
+    return [Launch(sums, (blocks.shape[0],), (BLOCK,), (w, g, slots, uniforms, *state, blocks, partial)), add]

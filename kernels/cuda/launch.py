@@ -25,18 +25,19 @@ import numpy as np
 from numba import cuda
 
 from .. import mathfn
-from ..compile import UNIFORM_HEADER, form_of, uniforms_of
+from ..compile import form_of, uniforms_of
 from ..device import simulated
 from ..instructions import OPS, ROWS, Instruction
 from ..lowering import lower
 from ..rewriting import Lowered
 from ..rule import REGISTRY, Rule
+from ..step_text import UNIFORM_HEADER
 from .machine_code import Kernel, argument_types, describe, meaning
 
 SIMULATED = simulated()
 MODULES = (
     "dense", "rowwise", "row_losses", "softmax", "prelu", "norm", "group_norm", "weights", "update", "by_tensor",
-    "finite", "accumulation", "sharpness", "dropout", "products",
+    "factors", "finite", "accumulation", "sharpness", "dropout", "products",
 )  # fmt: skip
 BLOCK = 256  # threads of a flat kernel
 WIDTH, DEPTH = 32, 8  # threads of a kernel over columns and rows: a warp lies along a row
@@ -246,6 +247,8 @@ def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[s
     full = [True, False] if any(spec.optional for spec in op.operands) else [True]
     for rule, shape, given in itertools.product(rules, shapes, full):
         if rule is not None and op.rule == "optimizer":
+            if len(full) > 1 and given != bool(rule.factors):
+                continue
             count = UNIFORM_HEADER + len(uniforms_of(rule))
             sizes |= {"S": len(rule.slots), "K": len(rule.hyper), "U": count, "V": count + len(rule.sums)}
         letters = sizes | shape
@@ -258,10 +261,12 @@ def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[s
 
 
 def takes(op: str, rule: Any) -> bool:
-    """Whether an instruction of the optimizer is for ``rule``: some rules have sums over a tensor, and need them."""
+    """Whether an instruction of the optimizer is for ``rule``: some rules look at a whole tensor, and need that."""
     if op in ("optimizer_begin", "optimizer_update_by_tensor"):
         return True
-    return (op == "tensor_sums") == bool(rule.sums)
+    if op == "factor_sums":
+        return bool(rule.factors)
+    return (op == "tensor_sums") == rule.by_tensor
 
 
 def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64), rules: Sequence[str] = ()) -> list[Entry]:

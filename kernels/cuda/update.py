@@ -22,8 +22,8 @@ import numba
 import numpy as np
 from numba import cuda
 
-from ..compile import UNIFORM_HEADER, begin_functions, begin_text, update_text
 from ..rewriting import select_max, select_min
+from ..step_text import UNIFORM_HEADER, begin_functions, begin_text, update_text
 from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
@@ -183,6 +183,7 @@ def {name}({arrays}, given{blocks}):
 {where}
     if u[4] != zero:
         return
+{tensor}
     scale = u[0]
     l2 = u[1]
     keep = u[2]
@@ -191,12 +192,23 @@ def {name}({arrays}, given{blocks}):
     whole = high - (high - low) % {lanes}
     for i in range(low + {lanes} * thread, whole, {lanes} * threads):
 {loads}
+{factors}
 {updates}
 {stores}
     i = whole + thread
     if i < high:
+{factors_last}
 {last}
 """
+
+# of the tensor of a block: where it begins, its columns, and where the state of its rows and of its columns lies
+TENSOR = """\
+    tensor = tensors[blocks[b, 2]]
+    start = tensor[0]
+    columns = tensor[2]
+    along = tensor[3] + 1
+    down = along + tensor[1]
+    mean = factors[along - 1]"""
 
 
 def load_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
@@ -216,8 +228,22 @@ def store_text(name: str, array: str, lanes: int, wide: bool, half: str = "") ->
     return "\n".join(f"        {array}[i + {k}] = {name}{k}" for k in range(lanes))
 
 
-def _apply(rule: Any, uniforms: int, w: str, g: str, slots: Sequence[str], results: Sequence[str]) -> str:
-    return f"        {', '.join(results)} = {update_text(rule, uniforms, w, g, slots)}"
+def factor_text(lanes: int) -> str:
+    """The factors ``f0_{k}``, ``f1_{k}`` of elements ``i + k``: those of rows over their mean, which is 0 at first."""
+    lines = ["row = (i - start) // columns", "column = i - start - row * columns"]
+    for k in range(lanes):
+        lines += [
+            f"f0_{k} = factors[along + row] / mean if mean != zero else factors[along + row]",
+            f"f1_{k} = factors[down + column]",
+        ]
+        if k + 1 < lanes:
+            lines += ["column += 1", "if column == columns:", "    column = 0", "    row += 1"]
+    return "\n".join(f"        {line}" for line in lines)
+
+
+def _apply(rule: Any, uniforms: int, k: int, w: str, g: str, slots: Sequence[str], results: Sequence[str]) -> str:
+    factors = [f"f{j}_{k}" for j in range(len(rule.factors))]
+    return f"        {', '.join(results)} = {update_text(rule, uniforms, w, g, slots, factors)}"
 
 
 _kernels: dict[Any, Any] = {}
@@ -244,7 +270,7 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
     rows += [f"    q{k} = u[{k + UNIFORM_HEADER + uniforms}]" for k in range(len(rule.sums))]
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
     stores = [store_text(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
-    last = [apply("x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
+    last = [apply(0, "x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
     last += [f"        {arrays[at]}[i] = {value}" for value, at in written.items()]
     if half:
         stores.append(store_text("new_w", "copy", lanes, wide[-1], half))
@@ -255,7 +281,10 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
         name=name,
         arrays="w, g, s, copy" if half else "w, g, s",
         lanes=lanes,
-        blocks=", blocks" if by_tensor else "",
+        blocks=(", blocks" if by_tensor else "") + (", factors, tensors" if rule.factors else ""),
+        tensor=TENSOR if rule.factors else "",
+        factors=factor_text(lanes) if rule.factors else "",
+        factors_last=factor_text(1) if rule.factors else "",
         where=_BY_TENSOR if by_tensor else _FLAT,
         rows="\n".join(rows),
         loads="\n".join(
@@ -263,7 +292,7 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
             for value, array, flag in zip(["w_", "g_", *slots], arrays, wide, strict=False)
         ),
         updates="\n".join(
-            apply(f"w_{k}", f"g_{k}", [f"{slot}{k}" for slot in slots], [f"{value}{k}" for value in written])
+            apply(k, f"w_{k}", f"g_{k}", [f"{slot}{k}" for slot in slots], [f"{value}{k}" for value in written])
             for k in range(lanes)
         ),
         stores="\n".join(stores),
@@ -293,13 +322,16 @@ def optimizer_update(rule: Any, w: Any, g: Any, slots: Any, uniforms: Any) -> li
     return _flat_update(rule, (w, g, slots), uniforms, "")
 
 
-def optimizer_update_by_tensor(rule: Any, w: Any, g: Any, slots: Any, rows: Any, blocks: Any) -> list[Launch]:
+def optimizer_update_by_tensor(
+    rule: Any, w: Any, g: Any, slots: Any, rows: Any, blocks: Any, factors: Any, tensors: Any
+) -> list[Launch]:
     """``optimizer_update`` with ``rows[t]`` as the uniforms of tensor ``t``; a block of the GPU takes one of them.
 
     Blocks begin at multiples of 128 bits, where tensors do.
     """
     made = _update(rule, w.dtype, wide_arrays(rule, w, g, slots), True)
-    return [Launch(made, (blocks.shape[0],), (BLOCK,), (w, g, slots, rows, blocks))]
+    state = (factors, tensors) if rule.factors else ()
+    return [Launch(made, (blocks.shape[0],), (BLOCK,), (w, g, slots, rows, blocks, *state))]
 
 
 def optimizer_update_mixed(rule: Any, master: Any, g: Any, slots: Any, w: Any, uniforms: Any) -> list[Launch]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..mathfn import exp, log, sqrt
-from ..rule import optimizer
+from ..optimizer_rule import optimizer
 from .signs import shrink
 
 _ADAGRAD: dict[str, Any] = {"learning_rate": 0.01, "decay": 0.0, "initial_accumulator": 0.0}

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..mathfn import exp, expm1, log, sqrt
-from ..rule import optimizer, register
+from ..optimizer_rule import optimizer
+from ..rule import register
 
 MOMENTS: dict[str, Any] = {"learning_rate": 0.001, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
 

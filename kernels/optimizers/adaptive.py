@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from ..mathfn import exp, expm1, log, log1p, sigmoid, sqrt
-from ..rule import optimizer, register
+from ..optimizer_rule import optimizer
+from ..rule import register
 from .adam import MOMENTS
 from .signs import sign
 

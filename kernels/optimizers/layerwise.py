@@ -1,10 +1,10 @@
-"""Optimizers that look at a tensor as a whole: its norm, that of its gradient, that of its step.
+"""Optimizers that look at a tensor as a whole: its norm, that of its gradient, that of its step, its rows and columns.
 
 ``w2``, ``g2`` and the like are sums over the tensor, of what ``tensor_sums`` says. Biases are tensors too.
 """
 
 from ..mathfn import sqrt
-from ..rule import optimizer
+from ..optimizer_rule import optimizer
 
 
 def _ratio(a2, b2):
@@ -108,3 +108,46 @@ def wngrad(w, g, b, g2, h):
 @wngrad.tensor_sums
 def _(w, g, b, h):
     return g * g
+
+
+@optimizer(
+    factors="r c", sums="w2 u2 n", decoupled=True,
+    learning_rate=0.01, decay=0.8, clip_threshold=1.0, epsilon_1=1e-30, epsilon_2=1e-3,
+)  # fmt: skip
+def adafactor(w, g, r, c, w2, u2, n, h):
+    """``w -= max(eps_2, RMS(w)) min(lr, t^-1/2) u / max(1, RMS(u) / clip_threshold)``, ``u = g / sqrt(r c / mean r)``.
+
+    ``r, c = (1 - t^-decay) (r, c) + t^-decay mean(g^2 + eps_1)`` over each row, each column. Shazeer & Stern 2018.
+    """
+    rate = min(h.learning_rate, 1.0 / sqrt(h.t))
+    size = sqrt(w2 / n)
+    u = g / sqrt(r * c)
+    return w - rate * max(h.epsilon_2, size) / max(1.0, sqrt(u2 / n) / h.clip_threshold) * u
+
+
+@adafactor.tensor_factors
+def _(g, r, c, h):
+    new = h.t**-h.decay
+    square = new * (g * g + h.epsilon_1)
+    return (1.0 - new) * r + square, (1.0 - new) * c + square
+
+
+@adafactor.tensor_sums
+def _(w, g, r, c, h):
+    return w * w, g * g / (r * c), 1.0
+
+
+@optimizer(factors="r c", learning_rate=0.1)
+def sm3(w, g, r, c, h):
+    """``v = min(r, c) + g^2; w -= lr g / sqrt(v)``; ``r, c`` = the largest v of the row, the column. Anil et al. 2019.
+
+    SM3-II; where ``v`` is 0, the weight stays.
+    """
+    v = min(r, c) + g * g
+    return w - h.learning_rate * (g / sqrt(v) if v != 0.0 else g)
+
+
+@sm3.tensor_factors(reduce="max", after=True)
+def _(g, r, c, h):
+    v = min(r, c) + g * g
+    return v, v

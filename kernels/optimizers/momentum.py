@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from ..rule import optimizer, register
+from ..optimizer_rule import optimizer
+from ..rule import register
 from .signs import shrink
 
 

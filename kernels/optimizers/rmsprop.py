@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..mathfn import exp, sqrt
-from ..rule import optimizer
+from ..optimizer_rule import optimizer
 
 _RMSPROP: dict[str, Any] = {"learning_rate": 0.001, "beta": 0.9}
 

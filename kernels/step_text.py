@@ -1,0 +1,235 @@
+"""The text of an optimizer's step: what is computed once in it, and the strips that the CPU compiles of a rule."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from .lowering import lower_schedule, lower_uniforms
+from .optimizer_rule import Optimizer
+from .program import PANEL_COLUMNS
+from .rewriting import Lowered
+from .rule import reads
+
+# gradient scale, L2 coefficient, weight factor of decoupled decay, largest element of a gradient, whether to skip
+UNIFORM_HEADER = 5
+SUMMED = 512  # elements whose sum is taken in the model's dtype, by vectors; sums of these are in float64
+
+_UPDATE = """
+def {name}(w_, g_, s_, stride, u_, n, row_, f_):
+    w = view(w_, n)
+    g = view(g_, n)
+    u = view(u_, {count})
+    if u[4] != 0:
+        return
+    scale = u[0]
+    l2 = u[1]
+    keep = u[2]
+    limit = u[3]
+{load}
+    for i in range(w.size):
+        x = w[i]
+        {results} = {call}
+"""
+
+_SUMMANDS = """
+def {name}(w_, g_, s_, stride, u_, all_, row_, f_, out_):
+    u = view(u_, {count})
+    scale = u[0]
+    l2 = u[1]
+    keep = u[2]
+    limit = u[3]
+{load}
+    {totals} = 0.0
+    for first in range(0, all_, {SUMMED}):
+        n = min({SUMMED}, all_ - first)
+        at = first * u.itemsize
+        w = view(w_ + at, n)
+        g = view(g_ + at, n)
+{views}
+        {parts} = number(0)
+{loops}
+{add}
+    out = view_double(out_, {sums})
+{store}
+"""
+
+# Along a row of a panel, whose factor is row: what is for the row, and what is for each column; in a step, the update
+# too. For means, it is terms less the factors there are that add up: these would be rounded once for each element.
+_TERMS = """
+def {name}({parameters}):
+    w = view(w_, n)
+    g = view(g_, n)
+    u = view(u_, {count})
+    column = view(f_, n)
+    below = view(columns_, n)
+    row = number(row_)
+    scale = u[0]
+    l2 = u[1]
+    keep = u[2]
+    limit = u[3]
+{load}
+    total = number(0)
+{loops}
+{rest}
+    return float(total)
+"""
+
+# a loop that does not read the weights where decay asks for them and is 0
+_LOOPS = """\
+if l2 != 0:
+{decayed}
+else:
+{plain}"""
+
+_SUMMED = """\
+for i in range(w.size):
+    x = w[i]
+    {results} = summands(x * keep, {gradient}{slots}{arguments})
+{add}"""
+
+_ALONG = """\
+for i in range(w.size):
+    x = w[i]
+    along, down = terms({gradient}, row, column[i]{arguments})
+    {merge}"""
+
+_ADD = "total += along - row; below[i] += down - column[i]"
+_LARGEST = "beside[i] = along; below[i] = down if down > below[i] else below[i]"
+# the largest by halves: LLVM makes no vectors of a maximum of numbers that may be NaN
+_HALVES = """\
+    while n > 1:
+        half = (n + 1) // 2
+        first = beside[: n - half]
+        second = beside[half:n]
+        for i in range(first.size):
+            first[i] = second[i] if second[i] > first[i] else first[i]
+        n = half
+    total = beside[0]"""
+
+_BEGIN = """
+def {name}(hyper, step, u):
+    step[0] += 1
+    t = float(step[0])
+    now = hyper
+{schedule}
+    out = {room}
+    uniforms(now, t, out)
+    u[0] = {scale}
+    u[1] = {l2}
+    u[2] = {keep}
+    u[3] = {limit}
+    u[4] = 0.0
+    for i in range({count}):
+        u[{header} + i] = out[i]
+"""
+
+_SCHEDULE = """\
+    now = {room}
+    for i in range({count}):
+        now[i] = hyper[i]
+    now[{rate}] = schedule(hyper, hyper[{rate}], math.ceil(t / hyper[{per}]))"""
+
+
+def gradient_text(rule: Optimizer, g: str, w: str, decayed: bool = True) -> str:
+    """The gradient as a rule sees it: scaled, clipped by value (NaN stays), with the L2 term where decay is coupled."""
+    scaled = f"{g} * scale"
+    if rule.limited:
+        scaled = f"select_min(select_max({scaled}, -limit), limit)"
+    return f"{scaled} + l2 * {w}" if decayed and not rule.decoupled else scaled
+
+
+def update_text(
+    rule: Optimizer, uniforms: int, w: str, g: str, slots: Sequence[str], factors: Sequence[str] = ()
+) -> str:
+    """The call of a rule's update on one element."""
+    extra = [*(f"q{k}" for k in range(len(rule.sums))), *(f"u{k}" for k in range(uniforms))]
+    extra += [w] if rule.wrappers else []
+    return f"update({', '.join([f'{w} * keep', gradient_text(rule, g, w), *slots, *factors, *extra])})"
+
+
+def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> str:
+    """The strip of an optimizer: state read once, written once, clipping and weight decay on the way.
+
+    Sums over the tensor lie behind the uniforms, where there are any. With factors, a strip lies in a row.
+    """
+    slots = rule.own_slots if part == "summands" else rule.slots
+    sums = range(len(rule.sums))
+    given = [f"s{k}[i]" for k in range(len(slots))]
+    factors = ["row", "column[i]"] if rule.factors else []
+    load = [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(uniforms))]
+    count = UNIFORM_HEADER + len(uniforms)
+    arguments = "".join(f", u{k}" for k in range(len(uniforms)))
+    views = [f"s{k} = view(s_ + at + {k} * stride, n)" for k in range(len(slots))]
+    views += ["row = number(row_)", "column = view(f_ + at, n)"] if rule.factors else []
+    if part in ("terms", "step"):
+        load += [f"    beside = view(columns_ + {PANEL_COLUMNS} * w.itemsize, n)"] if rule.largest else []
+        merge, rest = (_LARGEST, _HALVES) if rule.largest else (_ADD, "")
+        parameters, loop = "w_, g_, u_, n, row_, f_, columns_", _ALONG
+        if part == "step":
+            parameters = "w_, g_, s_, stride, u_, n, row_, whole_, f_, columns_"
+            load += ["    at = 0", *(f"    {line}" for line in views if line.startswith("s"))]
+            load.append("    share = row / number(whole_) if whole_ != 0 else row")
+            call = update_text(rule, len(uniforms), "x", "g[i]", given, ["share", "column[i]"])
+            loop += f"\n    {', '.join(['w[i]', *given])} = {call}"
+        loops = _loops(rule, part == "step", 1, loop, arguments=arguments, merge=merge)
+        load = "\n".join(load)
+        return _TERMS.format(name=name, parameters=parameters, count=count, load=load, loops=loops, rest=rest)
+    if part == "summands":
+        results = ", ".join(f"q{k}" for k in sums)
+        add = "\n".join(f"    part{k} += q{k}" for k in sums)
+        of_slots = "".join(f", {s}" for s in (*given, *factors))
+        weights = reads(rule.summands, 0)
+        texts = {"arguments": arguments, "slots": of_slots, "results": results, "add": add}
+        return _SUMMANDS.format(
+            name=name, count=count, load="\n".join(load), sums=len(sums), SUMMED=SUMMED,
+            totals=" = ".join(f"total{k}" for k in sums), parts=" = ".join(f"part{k}" for k in sums),
+            views=textwrap.indent("\n".join(views), "        "), loops=_loops(rule, weights, 2, _SUMMED, **texts),
+            add="\n".join(f"        total{k} += float(part{k})" for k in sums),
+            store="\n".join(f"    out[{k}] = total{k}" for k in sums),
+        )  # fmt: skip
+    load += [f"    q{k} = u[{count + k}]" for k in sums] + ["    at = 0", *(f"    {line}" for line in views)]
+    call = update_text(rule, len(uniforms), "x", "g[i]", given, factors)
+    return _UPDATE.format(
+        name=name, count=count + len(sums), results=", ".join(["w[i]", *given]), load="\n".join(load), call=call
+    )
+
+
+def _loops(rule: Optimizer, weights: bool, depth: int, loop: str, **texts: str) -> str:
+    """``loop``, and another beside it where the only need for the ``weights`` may be their decay."""
+    decayed, plain = (loop.format(gradient=gradient_text(rule, "g[i]", "x", decay), **texts) for decay in (True, False))
+    if not weights and decayed != plain:
+        inner = (textwrap.indent(text, "    ") for text in (decayed, plain))
+        decayed = _LOOPS.format(**dict(zip(("decayed", "plain"), inner, strict=True)))
+    return textwrap.indent(decayed, depth * "    ")
+
+
+def begin_text(rule: Optimizer, uniforms: list[str], room: str) -> str:
+    """The function that counts the step and computes its uniforms; it runs once, in float64.
+
+    ``room`` makes an array of ``{}`` numbers. Coupled decay adds ``weight_decay * w`` to the gradient; decoupled decay
+    takes ``rate * weight_decay * w`` from w.
+    """
+    place = rule.hyper.index
+    rate, decay = place(rule.rate), f"hyper[{place('weight_decay')}]"
+    l2, keep = ("0.0", f"1.0 - now[{rate}] * {decay}") if rule.decoupled else (decay, "1.0")
+    schedule = ""
+    if rule.schedule is not None:
+        count = len(rule.parameters)
+        schedule = _SCHEDULE.format(room=room.format(count), count=count, rate=rate, per=place("steps_per_epoch"))
+    return _BEGIN.format(
+        name="optimizer_begin", room=room.format(max(1, len(uniforms))), schedule=schedule, l2=l2, keep=keep,
+        scale="-1.0" if rule.maximize else "1.0",
+        limit=f"hyper[{place('clip_value')}]" if rule.limited else "0.0",
+        count=len(uniforms), header=UNIFORM_HEADER,
+    )  # fmt: skip
+
+
+def begin_functions(rule: Optimizer, uniforms: list[str], backend: Any) -> dict[str, Lowered]:
+    """What the text of :func:`begin_text` calls."""
+    functions = {"uniforms": lower_uniforms(rule, uniforms, backend)}
+    if rule.schedule is not None:
+        first = rule.hyper.index("steps_per_epoch") + 1
+        functions["schedule"] = lower_schedule(rule.schedule, first, backend)
+    return functions
