@@ -186,7 +186,8 @@ def page() -> str:
          _loss_rules()),
         ("Optimizers", f"{count} rules, for `compile(optimizer=...)` and `dlcore.kernels.optimizer_update`: `w` is a "
          "weight, `g` its gradient. The state is one array of the weights' shape for each name, a factor one "
-         "number for each row or column of a matrix. Every rule takes weight decay, clipping and a schedule.", _optimizers()),
+         "number for each row or column of a matrix. Every rule takes weight decay, clipping and a schedule.",
+         _optimizers()),
         ("Optimizer classes", "With the names and the defaults of Keras and PyTorch.",
          _makers("class", _subclasses(optimizers, optimizers.Optimizer))),
         ("Methods of the literature", "The methods that Schmidt, Schneider & Hennig 2021 list, and the rules that are "

@@ -1,9 +1,9 @@
 """Every optimizer rule on the CPU against the bandwidth of memory: ``python -m bench optimizers``.
 
 An update can be no faster than memory: it reads weights, gradient and state and writes weights and state, once each,
-``4 (2 w + g + 2 s)`` bytes of float32 with ``s`` arrays of state. A rule that needs sums over the tensor first must read
-what they are of once more, and one with factors for rows and columns the gradient: these readings count as well. The
-limit is the triad, measured before and after by as many threads; its larger figure counts.
+``4 (2 w + g + 2 s)`` bytes of float32 with ``s`` arrays of state. A rule that needs sums over the tensor first must
+read what they are of once more, and one with new factors of rows and columns the gradient: these readings count as
+well. The limit is the triad, measured before and after by as many threads; its larger figure counts.
 """
 
 from __future__ import annotations

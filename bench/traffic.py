@@ -22,6 +22,13 @@ from . import timing
 
 SIZE = (128, 64, 32)
 RULES = {"activation": "tanh", "loss": "mean_squared_error", "optimizer": "adam"}
+# SM3 reads the weights for their decay, which is coupled
+FACTORED = {
+    "tensor_sums": "adafactor",
+    "optimizer_update_by_tensor": "adafactor",
+    "factor_sums": "sm3",
+    "factored_update": "sm3",
+}
 # the least an instruction can do with sums over rows that come before the result is to read its inputs twice
 AT_MOST = {
     "optimizer_update": 1.0,
@@ -32,6 +39,7 @@ AT_MOST = {
     "clip_by_norm": 1.0,
     "tensor_sums": 1.0,
     "factor_sums": 1.0,
+    "factored_update": 1.0,
     "check_finite": 1.0,
     "accumulate_gradient": 1.0,
     "scale_loss": 1.0,
@@ -213,8 +221,7 @@ def count(op: Any, size: Sequence[int] = SIZE) -> Moved:
     from dlcore.kernels.instructions import Instruction
     from dlcore.kernels.rule import find
 
-    factored = any(spec.name == "factors" for spec in op.operands)
-    rule = find(op.rule, "adafactor" if factored else RULES[op.rule]) if op.rule else None
+    rule = find(op.rule, FACTORED.get(op.name, RULES[op.rule])) if op.rule else None
     operands = _operands(op, size, rule)
     launches = []
     instruction = Instruction(op, operands, rule, [0.5] * len(op.scalars))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -181,8 +182,8 @@ STRIP_SIGNATURES = {
     "loss": types.float64(_I, _I, _I, _I, _F),
     "update": types.void(_I, _I, _I, _I, _I, _I, _F, _I),
     "summands": types.void(_I, _I, _I, _I, _I, _I, _F, _I, _I),
-    "terms": types.float64(_I, _I, _I, _I, _F, _I, _I),
-    "step": types.float64(_I, _I, _I, _I, _I, _I, _F, _F, _I, _I),
+    "terms": types.void(_I, _I, _I, _I, _I, _I, _I, _I, _F, _I, _I, _I, _I),
+    "step": types.void(_I, _I, _I, _I, _I, _I, _I, _I, _F, _I, _I, _I, _I),
 }
 
 
@@ -225,6 +226,7 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
                 text = strip_text(rule, part, lowered[names[-1]].uniforms, name)
                 scope["view_double"] = VIEWS[np.dtype(np.float64)][1]
                 scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
+                scope |= {"math": math} | {f.__name__: CPU.inline(f) for f in mathfn.ordering(dtype)}
             else:
                 names = ("value", "slope") if part == "loss" else (part,)
                 lowered = {n: lower(rule, n, dtype, CPU) for n in names}

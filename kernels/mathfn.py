@@ -102,6 +102,23 @@ def plain(name: str) -> Callable[[Any], Any]:
 
 # --------------------------------------------------------------------------------------------------------- CPU
 
+
+def ordering(dtype: np.dtype) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """``ordered``, which makes whole numbers of numbers in the same order, NaN at an end of it, and ``number_of``."""
+    number: Any = np.dtype(dtype).type
+    word: Any = np.int32 if dtype == np.float32 else np.int64
+    size = int(np.iinfo(word).max)
+
+    def ordered(x):
+        bits = number(x).view(word)
+        return bits if bits >= 0 else word(bits ^ size)
+
+    def number_of(bits):
+        return word(bits if bits >= 0 else word(bits ^ size)).view(number)
+
+    return ordered, number_of
+
+
 # erfcx(x) = exp(x^2) erfc(x) for x >= 1 as u * P(2u - 1), u = 4 / (3 + x): Chebyshev interpolation in 40-digit
 # arithmetic, written in powers. Relative error of the float32 fit 3e-8, of the float64 fit 2e-16 for x <= 6.
 _ERFCX = {

@@ -12,7 +12,6 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
@@ -87,23 +86,9 @@ call_row = _call("v", "i" * 7)  # a product with one row: (a, b, b_row, c, k, n,
 call_pack = _call("v", "iiiii")  # (source, row, target, k, columns)
 call_update = _call("v", "iiiiiidi")  # optimizer: (w, g, slots, stride, uniforms, n, factor of row, of columns)
 call_summands = _call("v", "iiiiiidii")  # optimizer: (w, g, slots, stride, uniforms, n, as above, sums)
-call_step = _call("d", "iiiiiiddii")  # optimizer: (w, g, slots, stride, uniforms, n, row, whole, as below) -> total
-call_terms = _call("d", "iiiidii")  # optimizer: (w, g, uniforms, n, as above, below) -> total
-
-
-@intrinsic
-def prefetch(typing_context, address):
-    """Fetch the cache line at ``address``, which may lie anywhere."""
-
-    def codegen(context, builder, signature, arguments):
-        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        pointer = builder.inttoptr(arguments[0], byte)
-        builder.call(function, [pointer, word(0), word(3), word(1)])  # to read, near, data
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
+# optimizer: (w, g, slots, stride, uniforms, columns, rows, bytes of a row, whole, factors of rows, of columns, below,
+# sums)
+call_terms = _call("v", "iiiiiiiidiiii")
 
 
 @intrinsic

@@ -8,7 +8,6 @@ from typing import Any
 
 from .lowering import lower_schedule, lower_uniforms
 from .optimizer_rule import Optimizer
-from .program import PANEL_COLUMNS
 from .rewriting import Lowered
 from .rule import reads
 
@@ -55,25 +54,29 @@ def {name}(w_, g_, s_, stride, u_, all_, row_, f_, out_):
 {store}
 """
 
-# Along a row of a panel, whose factor is row: what is for the row, and what is for each column; in a step, the update
-# too. For means, it is terms less the factors there are that add up: these would be rounded once for each element.
+# The rows of a panel: what is for each row, and what is for each column; in a step, the update too. For means, it is
+# terms less the factors there are that add up: these would be rounded once for each element.
 _TERMS = """
-def {name}({parameters}):
-    w = view(w_, n)
-    g = view(g_, n)
+def {name}(w_, g_, s_, stride, u_, n, rows, step, whole_, along_, f_, below_, sums_):
     u = view(u_, {count})
+    along = view(along_, rows)
     column = view(f_, n)
-    below = view(columns_, n)
-    row = number(row_)
+    below = view(below_, n)
+    sums = view(sums_, rows)
     scale = u[0]
     l2 = u[1]
     keep = u[2]
     limit = u[3]
 {load}
-    total = number(0)
+    for j in range(rows):
+        at = j * step
+        w = view(w_ + at, n)
+        g = view(g_ + at, n)
+        row = along[j]
+{views}
+        total = {least}
 {loops}
-{rest}
-    return float(total)
+        sums[j] = {total}
 """
 
 # a loop that does not read the weights where decay asks for them and is 0
@@ -92,21 +95,12 @@ for i in range(w.size):
 _ALONG = """\
 for i in range(w.size):
     x = w[i]
-    along, down = terms({gradient}, row, column[i]{arguments})
+    across, down = terms({gradient}, row, column[i]{arguments})
     {merge}"""
 
-_ADD = "total += along - row; below[i] += down - column[i]"
-_LARGEST = "beside[i] = along; below[i] = down if down > below[i] else below[i]"
-# the largest by halves: LLVM makes no vectors of a maximum of numbers that may be NaN
-_HALVES = """\
-    while n > 1:
-        half = (n + 1) // 2
-        first = beside[: n - half]
-        second = beside[half:n]
-        for i in range(first.size):
-            first[i] = second[i] if second[i] > first[i] else first[i]
-        n = half
-    total = beside[0]"""
+_ADD = "total += across - row; below[i] += down - column[i]"
+# the largest of whole numbers in the order of the numbers: LLVM makes no vectors of one of numbers that may be NaN
+_LARGEST = "total = max(total, ordered(across)); below[i] = down if down > below[i] else below[i]"
 
 _BEGIN = """
 def {name}(hyper, step, u):
@@ -162,24 +156,25 @@ def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> st
     count = UNIFORM_HEADER + len(uniforms)
     arguments = "".join(f", u{k}" for k in range(len(uniforms)))
     views = [f"s{k} = view(s_ + at + {k} * stride, n)" for k in range(len(slots))]
-    views += ["row = number(row_)", "column = view(f_ + at, n)"] if rule.factors else []
     if part in ("terms", "step"):
-        load += [f"    beside = view(columns_ + {PANEL_COLUMNS} * w.itemsize, n)"] if rule.largest else []
-        merge, rest = (_LARGEST, _HALVES) if rule.largest else (_ADD, "")
-        parameters, loop = "w_, g_, u_, n, row_, f_, columns_", _ALONG
+        merge, least, total = _ADD, "number(0)", "total"
+        if rule.largest:
+            merge, least, total = _LARGEST, "ordered(number(-math.inf))", "number_of(total)"
+        loop, views = _ALONG, views if part == "step" else []
         if part == "step":
-            parameters = "w_, g_, s_, stride, u_, n, row_, whole_, f_, columns_"
-            load += ["    at = 0", *(f"    {line}" for line in views if line.startswith("s"))]
-            load.append("    share = row / number(whole_) if whole_ != 0 else row")
+            views.append("share = row / number(whole_) if whole_ != 0 else row")
             call = update_text(rule, len(uniforms), "x", "g[i]", given, ["share", "column[i]"])
             loop += f"\n    {', '.join(['w[i]', *given])} = {call}"
-        loops = _loops(rule, part == "step", 1, loop, arguments=arguments, merge=merge)
-        load = "\n".join(load)
-        return _TERMS.format(name=name, parameters=parameters, count=count, load=load, loops=loops, rest=rest)
+        return _TERMS.format(
+            name=name, count=count, load="\n".join(load), views=textwrap.indent("\n".join(views), "        "),
+            least=least, total=total, loops=_loops(rule, part == "step", 2, loop, arguments=arguments, merge=merge),
+        )  # fmt: skip
+    views += ["row = number(row_)", "column = view(f_ + at, n)"] if rule.factors else []
     if part == "summands":
         results = ", ".join(f"q{k}" for k in sums)
         add = "\n".join(f"    part{k} += q{k}" for k in sums)
         of_slots = "".join(f", {s}" for s in (*given, *factors))
+        assert rule.summands is not None
         weights = reads(rule.summands, 0)
         texts = {"arguments": arguments, "slots": of_slots, "results": results, "add": add}
         return _SUMMANDS.format(

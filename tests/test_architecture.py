@@ -11,7 +11,18 @@ LONGEST = 420
 
 # Floors of dlcore.kernels, from the ground up; a module imports from lower floors, or from its own package.
 FLOORS = [
-    {"mathfn", "names", "rule", "optimizer_rule", "device", "philox", "instructions", "precision", "loss_scale", "exchange"},
+    {
+        "mathfn",
+        "names",
+        "rule",
+        "optimizer_rule",
+        "device",
+        "philox",
+        "instructions",
+        "precision",
+        "loss_scale",
+        "exchange",
+    },
     {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program"},
     {"native", "rewriting", "lowering", "step_text", "cache"},
     {"compile"},

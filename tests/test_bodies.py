@@ -47,7 +47,7 @@ BY_ADDRESS = {
     "dense_forward", "dense_forward_columns", "dense_backward_x", "dense_backward_x_columns", "dense_backward_z",
     "dense_backward_w", "dense_update", "sum_chunks_update", "activation_forward", "activation_backward",
     "elementwise_loss", "optimizer_update", "optimizer_update_apart", "optimizer_begin", "barrier",
-    "group_norm_forward", "group_norm_gradient", "block_sums", "optimizer_update_by_tensor", "factor_sums",
+    "group_norm_forward", "group_norm_gradient", "block_sums", "optimizer_update_by_tensor", "factor_sums", "factored_update",
 }  # fmt: skip
 IN_PYTHON = [
     pytest.param(name, full, id=f"{name}, {'all' if full else 'needed'} operands")

@@ -82,6 +82,8 @@ def _terms(op, values):
     """The largest term of sums that cancel: elements for the norms, 1/rows for gradients of a mean."""
     if op.name.startswith(("batch_norm", "group_norm")):
         return float(np.abs(values["x"]).max(initial=0.0))
+    if op.name in ("factor_sums", "factored_update"):  # the largest squares, as many as the longest row or column has
+        return float(np.sort(values["g"] ** 2)[-values["tensors"][:, 1:3].max() :].sum())
     return 1.0 / max(1, len(next(iter(values.values()))))
 
 
@@ -242,7 +244,7 @@ def _rule(op):
 def _of(op, absent=()):
     """The rule that an instruction is tried with."""
     if op.rule and not absent and any(spec.name == "factors" for spec in op.operands):
-        return find("optimizer", "adafactor")
+        return find("optimizer", "sm3" if op.name == "factored_update" else "adafactor")
     return find("optimizer", "lamb") if op.name == "tensor_sums" else _rule(op) if op.rule else None
 
 
@@ -325,7 +327,7 @@ def test_the_same_bits_wherever_arrays_begin(name, dtype):
 _MEETING = ("dense_forward", "dense_backward_z", "dense_backward_w", "dense_backward_x", "batch_norm_forward",
             "batch_norm_backward", "group_norm_forward", "group_norm_backward", "softmax_forward", "softmax_backward", "softmax_cross_entropy",
             "softmax_cross_entropy_dense", "elementwise_loss", "categorical_accuracy", "categorical_accuracy_dense",
-            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "factor_sums", "factor_update", "check_finite", "ascend",
+            "binary_accuracy", "record", "clip_by_global_norm", "clip_by_norm", "tensor_sums", "factor_sums", "factored_update", "factor_update", "check_finite", "ascend",
             "log_softmax_forward", "log_softmax_backward", "cosine_similarity", "categorical_hinge", "hellinger_distance",
             "prelu_backward", "weight_penalty", "constrain_norm")  # fmt: skip
 
@@ -349,6 +351,7 @@ def test_every_rule(kind):
             "optimizer_begin",
             "optimizer_update",
             "factor_sums",
+            "factored_update",
             "tensor_sums",
             "optimizer_update_by_tensor",
         ),

@@ -1,16 +1,17 @@
 """Optimizer steps on the CPU that look at each tensor: clipping by its norm, layer-wise and factored rules.
 
 Memory contract: as in update.py; sums read what they need once more. ``blocks`` cuts the tensors into ranges
-``(first, last, tensor)`` that threads share, ``panels`` into rows and columns (see program.py); their sums are added in
-order, in float64. Where a rule has factors, a block is done row by row.
+``(first, last, tensor)`` that threads share, ``panels`` into rows and columns (see program.py). Sums of few hundred
+elements are taken by vectors in the model's dtype, and added in order, in float64. With factors, a block is done row by
+row, and a panel leaves sums in the model's dtype.
 """
 
 from __future__ import annotations
 
 import math
 
-from ..native import call_step, call_summands, call_terms, call_update, prefetch, view, view_double
-from ..program import ALIGNMENT, PANEL_COLUMNS, PANEL_ROWS
+from ..native import call_summands, call_terms, call_update, view, view_double
+from ..program import PANEL_COLUMNS, PANEL_ROWS
 from .update import square_sum
 
 SCRATCH = 16 * PANEL_COLUMNS  # bytes
@@ -113,38 +114,32 @@ def factor_sums(rule, scratch, thread, threads, w, g, factors, uniforms, tensors
 
 
 def factored_update(rule, scratch, thread, threads, w, g, slots, factors, uniforms, tensors, panels, sums, largest):
-    """``factor_sums``, and the update of each row with the factors there are."""
+    """``factor_sums``, and the update of each element with the factors there are."""
     state, stride = slots.ctypes.data, slots.shape[1] * w.itemsize
     _panels(rule, scratch, thread, threads, w, g, state, stride, factors, uniforms, tensors, panels, sums, largest)
 
 
 def _panels(rule, scratch, thread, threads, w, g, state, stride, factors, uniforms, tensors, panels, sums, largest):
-    """A ``stride`` asks for the update as well; that of no slots is not 0."""
     count = panels.shape[0]
+    size = w.itemsize
     if uniforms[4] != 0:  # the step is skipped
         return
     for p in range(count * thread // threads, count * (thread + 1) // threads):
-        t, top, below, left, at = panels[p, 0], panels[p, 1], panels[p, 2], panels[p, 3], panels[p, 5]
+        t, top, left, at = panels[p, 0], panels[p, 1], panels[p, 3], panels[p, 5]
+        height = panels[p, 2] - top
         start, rows, columns, place = tensors[t, 0], tensors[t, 1], tensors[t, 2], tensors[t, 3] + 1
-        total = view(scratch, panels[p, 4] - left)
-        total[:] = -math.inf if largest != 0 else 0.0
-        u, whole = uniforms.ctypes.data, float(factors[place - 1])
-        along = factors.ctypes.data + (place + rows + left) * w.itemsize
-        for row in range(top, below):
-            here = (start + row * columns + left) * w.itemsize
-            x, y = w.ctypes.data + here, g.ctypes.data + here
-            for line in range(0, total.size * w.itemsize, ALIGNMENT):
-                prefetch(y + columns * w.itemsize + line)
-            if stride != 0:
-                found = call_step(
-                    rule, x, y, state + here, stride, u, total.size, float(factors[place + row]), whole, along, scratch
-                )
-            else:
-                found = call_terms(rule, x, y, u, total.size, float(factors[place + row]), along, scratch)
-            sums[at + row - top] = found
-        at += below - top
-        for k in range(total.size):
-            sums[at + k] = total[k]
+        below = view(scratch, panels[p, 4] - left)
+        below[:] = -math.inf if largest != 0 else 0.0
+        here = (start + top * columns + left) * size
+        along = factors.ctypes.data + (place + top) * size
+        call_terms(
+            rule, w.ctypes.data + here, g.ctypes.data + here, state + here, stride, uniforms.ctypes.data, below.size,
+            height, columns * size, float(factors[place - 1]), along, along + (rows - top + left) * size, scratch,
+            sums.ctypes.data + at * size,
+        )  # fmt: skip
+        part = sums[at + height : at + height + below.size]
+        for i in range(below.size):
+            part[i] = below[i]
 
 
 def factor_update(scratch, thread, threads, sums, uniforms, tensors, panels, factors, largest):

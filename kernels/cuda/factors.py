@@ -1,8 +1,9 @@
 """State of the rows and columns of tensors on CUDA: what factored optimizer rules keep instead of a slot.
 
-Memory contract: ``w`` (where weight decay is part of the gradient) and ``g`` are read once, warps along rows; of each
-panel (see program.py) one sum for each row and each column goes from the first kernel to the second. No atomics: sums
-are taken in a fixed order, a lane's along its row and then the lanes', and repeat bit for bit.
+Memory contract: ``w`` (where weight decay is part of the gradient) and ``g`` are read once, warps along rows; where the
+update is part of that, ``w`` and ``slots`` are read and written once. Of each panel (see program.py) one sum for each
+row and each column goes from the first kernel to the second. No atomics: sums are taken in a fixed order, a lane's
+along its row and then the lanes', and repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numba import cuda
 
 from ..program import PANEL_COLUMNS, PANEL_ROWS
-from ..step_text import UNIFORM_HEADER, gradient_text
+from ..step_text import UNIFORM_HEADER, gradient_text, update_text
 from .block import block_sum
 from .launch import BLOCK, CUDA, DEPTH, WIDTH, Launch, element, generated, lowered
 from .update import SELECT
@@ -22,7 +23,7 @@ from .update import SELECT
 _SPREAD = 16  # blocks that share the rows and columns of a tensor
 
 _SUMS = """
-def {name}(w, g, factors, u, tensors, panels, sums):
+def {name}(w, g, {slots}factors, u, tensors, panels, sums):
     rows = cuda.shared.array(({PANEL_ROWS}, {WIDTH} + 1), element)  # a lane's share of each row
     columns = cuda.shared.array(({DEPTH}, {WIDTH}), element)  # a warp's share of each column
     if u[4] != zero:
@@ -39,7 +40,9 @@ def {name}(w, g, factors, u, tensors, panels, sums):
     down = tensor[3] + 1 + tensor[1] + panel[3]
     scale = u[0]
     l2 = u[1]
+    keep = u[2]
     limit = u[3]
+    mean = factors[tensor[3]]
 {uniforms}
     for i in range(warp, height, {DEPTH}):
         rows[i, lane] = least
@@ -49,10 +52,12 @@ def {name}(w, g, factors, u, tensors, panels, sums):
             column = factors[down + j]
             for i in range(warp, height, {DEPTH}):
                 k = first + i * tensor[2] + j
+{load}
                 row = factors[along + i]
                 a, b = terms({gradient}, row, column{extra})
                 rows[i, lane] = merge(rows[i, lane], a{beside_row})
                 below = merge(below, b{beside_column})
+{update}
         columns[warp, lane] = below
         cuda.syncthreads()
         if warp == 0 and j < width:
@@ -86,24 +91,39 @@ def _scope(dtype: np.dtype, largest: bool) -> dict[str, Any]:
 _kernels: dict[Any, Any] = {}
 
 
-def _sums(rule: Any, dtype: np.dtype) -> Any:
-    key = rule.form, dtype
+def _sums(rule: Any, dtype: np.dtype, updating: bool) -> Any:
+    key = rule.form, dtype, updating
     if key not in _kernels:
         terms, low = lowered(rule, "terms", dtype)
         count = range(len(low.uniforms))
+        rows = [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in count]
+        scope, parts, update = _scope(dtype, rule.largest) | {"terms": terms, **SELECT}, [terms], []
+        gradient = gradient_text(rule, "y", "x")
+        load = ["y = g[k]", *(["x = w[k]"] if updating or not rule.decoupled else [])]
+        if updating:
+            scope["update"] = lowered(rule, "update", dtype)[0]
+            parts.append(scope["update"])
+            arrays = ["w", *(f"s{k}" for k in range(len(rule.slots)))]
+            rows += [f"    {array} = slots[{k}]" for k, array in enumerate(arrays[1:])]
+            call = update_text(rule, len(count), "x", "y", [f"{a}[k]" for a in arrays[1:]], ["share", "column"])
+            update = ["share = row / mean if mean != zero else row"]
+            update.append(f"{', '.join(f'{a}[k]' for a in arrays)} = {call}")
+        name = "factored_update" if updating else "factor_sums"
         text = _SUMS.format(
-            name="factor_sums",
+            name=name,
+            slots="slots, " if updating else "",
+            update="\n".join(f"                {line}" for line in update),
             PANEL_ROWS=PANEL_ROWS,
             WIDTH=WIDTH,
             DEPTH=DEPTH,
-            gradient=gradient_text(rule, "g[k]", "w[k]"),
+            load="\n".join(f"                {line}" for line in load),
+            gradient=gradient,
             beside_row="" if rule.largest else " - row",
             beside_column="" if rule.largest else " - column",
-            uniforms="\n".join(f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in count),
+            uniforms="\n".join(rows),
             extra="".join(f", u{k}" for k in count),
         )
-        scope = _scope(dtype, rule.largest) | {"terms": terms, **SELECT}
-        _kernels[key] = generated(text, "factor_sums", scope, dtype, terms, str(rule.largest))
+        _kernels[key] = generated(text, name, scope, dtype, str(rule.largest), *parts)
     return _kernels[key]
 
 
@@ -111,8 +131,16 @@ def factor_sums(
     rule: Any, w: Any, g: Any, factors: Any, uniforms: Any, tensors: Any, panels: Any, sums: Any
 ) -> list[Launch]:
     """Over each row of a panel, and behind them each column: sums of terms beside factors, or the largest term."""
-    made = _sums(rule, np.dtype(w.dtype))
+    made = _sums(rule, np.dtype(w.dtype), False)
     return [Launch(made, (panels.shape[0],), (WIDTH, DEPTH), (w, g, factors, uniforms, tensors, panels, sums))]
+
+
+def factored_update(
+    rule: Any, w: Any, g: Any, slots: Any, factors: Any, uniforms: Any, tensors: Any, panels: Any, sums: Any
+) -> list[Launch]:
+    """``factor_sums``, and the update of each element with the factors there are."""
+    made = _sums(rule, np.dtype(w.dtype), True)
+    return [Launch(made, (panels.shape[0],), (WIDTH, DEPTH), (w, g, slots, factors, uniforms, tensors, panels, sums))]
 
 
 _MERGE = """

@@ -262,11 +262,13 @@ def _variants(op: Any, dtype: np.dtype, only: Sequence[str]) -> Iterator[tuple[s
 
 def takes(op: str, rule: Any) -> bool:
     """Whether an instruction of the optimizer is for ``rule``: some rules look at a whole tensor, and need that."""
-    if op in ("optimizer_begin", "optimizer_update_by_tensor"):
-        return True
+    if op == "optimizer_begin" or rule.after:
+        return op in ("optimizer_begin", "factored_update")
     if op == "factor_sums":
         return bool(rule.factors)
-    return (op == "tensor_sums") == rule.by_tensor
+    if op == "optimizer_update_by_tensor":
+        return True
+    return op != "factored_update" and (op == "tensor_sums") == rule.by_tensor
 
 
 def catalogue(dtypes: Sequence[Any] = (np.float32, np.float64), rules: Sequence[str] = ()) -> list[Entry]:
