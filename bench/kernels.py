@@ -137,7 +137,8 @@ def _placed(rules: Sequence[str]) -> Iterator[Any]:
     from dlcore.kernels.instructions import MIXED, Instruction
     from dlcore.kernels.rule import REGISTRY
 
-    chosen = [rule for rule in REGISTRY["optimizer"].values() if not rules or rule.name in rules]
+    named = [rule for rule in REGISTRY["optimizer"].values() if not rules or rule.name in rules]
+    chosen = [rule for rule in named if not rule.factors]  # theirs go by tensor, and need tables
     for offset, dtype in [(offset, dtype) for offset in (0, 1) for dtype in ("float32", "float64")]:
         w, hyper, uniforms = place(dtype, offset, 8), np.ones(3), np.ones(16, dtype)
         planned = [("clip_by_global_norm", plan(Instruction("clip_by_global_norm", o := [w, hyper, uniforms]), o)[:1])]
