@@ -22,9 +22,8 @@ from .step import Step
 
 _DEFAULT_ROWS = 256  # mini-batch of evaluate and predict where none is given
 
-_OF_OPTIMIZER = re.compile(
-    r"slots|factors|step|turn_of_\d+"
-)  # buffers that begin anew with another rule; a layer's have a dot
+# buffers that begin anew with another rule; those of layers have a dot in their names
+_OF_OPTIMIZER = re.compile(r"slots|factors|step|turn_of_\d+")
 _MOST_STEPS = 8  # sizes of mini-batches that train_on_batch keeps ready
 
 

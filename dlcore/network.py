@@ -163,8 +163,10 @@ def _emit_update(b: Builder, plan: Plan, network: Network, whole: tuple[Buffer, 
     if not rule.by_tensor and plan.clipped != "tensor":
         b.emit("optimizer_update", parameters, gradients, slots, uniforms, rule=rule)
         return
-    blocks, tensors = b.blocks()
-    rows = b.work("tensor_rows", (tensors, count + len(rule.sums)))
+    blocks = rows = None
+    if not rule.after:
+        blocks, tensors = b.blocks()
+        rows = b.work("tensor_rows", (tensors, count + len(rule.sums)))
     if not rule.by_tensor:
         b.emit("clip_by_norm", gradients, network.hyper, uniforms, blocks, rows)
         b.emit("optimizer_update_by_tensor", parameters, gradients, slots, rows, blocks, None, None, rule=rule)

@@ -183,8 +183,8 @@ STRIP_SIGNATURES = {
     "update": types.void(_I, _I, _I, _I, _I, _I, _F, _I),
     "summands": types.void(_I, _I, _I, _I, _I, _I, _F, _I, _I),
     "terms": types.void(_I, _I, _I, _I, _I, _I, _I, _I, _F, _I, _I, _I, _I),
-    "step": types.void(_I, _I, _I, _I, _I, _I, _I, _I, _F, _I, _I, _I, _I),
 }
+STRIP_SIGNATURES["step"] = STRIP_SIGNATURES["terms"]  # which is the update, too
 
 
 def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:
@@ -253,7 +253,9 @@ def begin(rule: Optimizer) -> tuple[str, dict[str, Lowered]]:
 def _trial(rule: Any) -> None:
     """Compile a new rule at once, so that a mistake shows where the rule is written."""
     parts = {"activation": ["value", "slope"], "loss": ["loss"], "optimizer": ["update"]}[rule.kind]
-    if isinstance(rule, Optimizer):
+    if isinstance(rule, Optimizer) and rule.after:
+        parts = ["step"]
+    elif isinstance(rule, Optimizer):
         parts += [part for part in ("summands", "terms") if getattr(rule, part) is not None]
     for part in parts:
         strip(rule, part, np.float32)

@@ -92,7 +92,8 @@ def update_by_tensor(
 ) -> Iterator[tuple[str, list[Any], Any, dict[str, float]]]:
     """The instructions of a step of a rule with sums or factors: names, operands, rule, scalars.
 
-    ``factors`` are state, tensors, panels and sums, as :meth:`Builder.factors` gives them.
+    ``factors`` are state, tensors, panels and sums, as :meth:`Builder.factors` gives them. ``blocks`` and ``rows`` are
+    not asked for where the factors change after the update.
     """
     state, tensors, panels, sums = factors or (None,) * 4
     largest = {"largest": float(rule.largest)}

@@ -114,6 +114,20 @@ def test_before_and_after_models_go_on_by_themselves():
     assert got == expected
 
 
+@pytest.mark.parametrize("name", ["adafactor", "sm3"])
+def test_state_of_rows_and_columns(name):
+    x, y = data()
+
+    def make():
+        models = shallow(2)
+        for k, model in enumerate(models):
+            model.compile(optimizers.Optimizer(name, learning_rate=0.01 * (k + 1)), LOSS)
+        return models
+
+    expected, got = both(make, lambda models, fit: outcome(models, fit(models, x, y, batch_size=8, epochs=2)))
+    assert got == expected
+
+
 def test_models_stay_in_one_memory_that_is_used_again(monkeypatch):
     x, y = data()
     models = shallow(3)

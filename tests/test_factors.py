@@ -116,6 +116,10 @@ def test_a_rule_of_the_user_with_factors():
         np.testing.assert_allclose(got, expected, rtol=1e-15)
 
 
+def _terms(g, r, c, h):
+    return g * g, g * g
+
+
 def _factored(**options):
     return kernels.optimizer(lambda w, g, r, c, h: w - h.lr * g * r * c, name="some", factors="r c", lr=0.5, **options)
 
@@ -125,6 +129,7 @@ BAD_FACTORS = {
     "names": (lambda: kernels.optimizer(lambda w, g, h: w, name="some", factors="r c", lr=0.5), r"expected \(w, g, \*slots, r, c, h\)"),
     "reduce": (lambda: _factored().tensor_factors(reduce="min"), "reduce must be 'mean' or 'max', got 'min'"),
     "terms": (lambda: _factored().tensor_factors(lambda w, g, h: (w, g)), r"expected \(g, r, c, h\)"),
+    "sums": (lambda: kernels.optimizer(lambda w, g, r, c, total, h: w, name="some", factors="r c", sums="total", lr=0.5).tensor_factors(_terms, after=True), "takes sums over the tensor: its factors cannot change after the update"),
     "one value": (lambda: _factored().tensor_factors(lambda g, r, c, h: g), r"returns 1 values; expected \(r, c\)"),
 }  # fmt: skip
 
@@ -146,10 +151,6 @@ BAD_STATE = {
 def test_bad_state_of_rows_and_columns(state, message):
     with pytest.raises(kernels.ShapeError, match=message):
         kernels.optimizer_update("adafactor", np.zeros((2, 3)), np.zeros((2, 3)), state, step=1)
-
-
-def _terms(g, r, c, h):
-    return g * g, g * g
 
 
 def _total(w, g, r, c, h):

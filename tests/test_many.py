@@ -39,6 +39,8 @@ VALUES = {
     "momentum": [optimizers.SGD(0.1, momentum=0.1 * k) for k in range(1, 6)],
     "adam": [optimizers.Adam(1e-3 * k, beta_1=1 - 0.5**k, beta_2=1 - 0.2**k) for k in range(1, 6)],
     "adamw": [optimizers.AdamW(1e-3 * k, epsilon=10.0**-k) for k in range(1, 6)],
+    "adafactor": [optimizers.Optimizer("adafactor", learning_rate=1e-2 * k, decay=0.1 + 0.2 * k) for k in range(1, 6)],
+    "sm3": [optimizers.Optimizer("sm3", learning_rate=1e-2 * k, weight_decay=1e-3 * k) for k in range(1, 6)],
     "clipping": [optimizers.Adam(0.01, global_clipnorm=norm) for norm in (None, 0.1, 0.5, None, 2.0)],
 }
 

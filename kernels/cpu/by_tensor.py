@@ -14,7 +14,7 @@ from ..native import call_summands, call_terms, call_update, view, view_double
 from ..program import PANEL_COLUMNS, PANEL_ROWS
 from .update import square_sum
 
-SCRATCH = 16 * PANEL_COLUMNS  # bytes
+SCRATCH = 8 * PANEL_COLUMNS  # bytes
 
 
 def block_squares(thread, threads, g, blocks, partial):
@@ -31,7 +31,8 @@ def block_sums(rule, scratch, thread, threads, w, g, slots, uniforms, blocks, fa
     sums = view_double(scratch, partial.shape[1])
     for b in range(count * thread // threads, count * (thread + 1) // threads):
         k = blocks[b, 0]
-        partial[b] = 0.0
+        for s in range(sums.size):
+            partial[b, s] = 0.0
         while k < blocks[b, 1]:
             n, row, column = segment(factors, tensors, blocks[b, 2], k, blocks[b, 1])
             at = k * w.itemsize
@@ -39,7 +40,8 @@ def block_sums(rule, scratch, thread, threads, w, g, slots, uniforms, blocks, fa
                 rule, w.ctypes.data + at, g.ctypes.data + at, slots.ctypes.data + at, stride, uniforms.ctypes.data,
                 n, row, column, scratch,
             )  # fmt: skip
-            partial[b] += sums
+            for s in range(sums.size):
+                partial[b, s] += sums[s]
             k += n
 
 
@@ -102,10 +104,11 @@ def segment(factors, tensors, tensor, first, last):
     start, rows, columns, place = tensors[tensor, 0], tensors[tensor, 1], tensors[tensor, 2], tensors[tensor, 3]
     row = (first - start) // columns
     column = first - start - row * columns
-    whole = factors[place]
-    along = factors[place + 1 + row] / (whole if whole != 0 else whole + 1)
+    whole, along = float(factors[place]), float(factors[place + 1 + row])
+    if whole != 0:
+        along /= whole
     address = factors.ctypes.data + (place + 1 + rows + column) * factors.itemsize
-    return min(columns - column, last - first), float(along), address
+    return min(columns - column, last - first), along, address
 
 
 def factor_sums(rule, scratch, thread, threads, w, g, factors, uniforms, tensors, panels, sums, largest):

@@ -42,7 +42,6 @@ def {name}(w, g, {slots}factors, u, tensors, panels, sums):
     l2 = u[1]
     keep = u[2]
     limit = u[3]
-    mean = factors[tensor[3]]
 {uniforms}
     for i in range(warp, height, {DEPTH}):
         rows[i, lane] = least
@@ -104,7 +103,7 @@ def _sums(rule: Any, dtype: np.dtype, updating: bool) -> Any:
             scope["update"] = lowered(rule, "update", dtype)[0]
             parts.append(scope["update"])
             arrays = ["w", *(f"s{k}" for k in range(len(rule.slots)))]
-            rows += [f"    {array} = slots[{k}]" for k, array in enumerate(arrays[1:])]
+            rows += ["    mean = factors[tensor[3]]", *(f"    {a} = slots[{k}]" for k, a in enumerate(arrays[1:]))]
             call = update_text(rule, len(count), "x", "y", [f"{a}[k]" for a in arrays[1:]], ["share", "column"])
             update = ["share = row / mean if mean != zero else row"]
             update.append(f"{', '.join(f'{a}[k]' for a in arrays)} = {call}")
