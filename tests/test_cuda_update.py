@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from numba import cuda
 
 from dlcore import kernels
 from dlcore.kernels.device import simulated
@@ -126,14 +127,14 @@ def test_rows_and_columns_of_several_panels(name, order):
     for shape in ((PANEL_ROWS + 6, 37), (2, PANEL_COLUMNS + 40), (300,)):
         w = rng.standard_normal(shape).astype(np.float32)
         cpu = [w.copy(), *(np.zeros(n, np.float32) for n in np.atleast_2d(w).shape)]
-        device = [memory.to_device(a) for a in cpu]
+        device = [cuda.to_device(a) for a in cpu]
         for step in (1, 2):
             g = rng.standard_normal(shape).astype(np.float32)
             kernels.optimizer_update(name, cpu[0], g, cpu[1:], step=step)
             with thread_order(order, 5):
-                kernels.optimizer_update(name, device[0], memory.to_device(g), device[1:], step=step)
+                kernels.optimizer_update(name, device[0], cuda.to_device(g), device[1:], step=step)
         for a, e in zip(device, cpu, strict=True):
-            np.testing.assert_allclose(memory.to_host(a), e, rtol=2e-6, atol=1e-7)
+            np.testing.assert_allclose(a.copy_to_host(), e, rtol=2e-6, atol=1e-7)
 
 
 def _norm(g, offset, limit=1.0):
