@@ -177,10 +177,10 @@ _LIST = [
     # state of rows and columns, tensors and panels: see program.Factors
     declare("factor_sums", "w:P g:P factors:F uniforms:U tensors:Tf[i] panels:Dp[i] >sums:X",
         "over each row and column of a panel, sums of the rule's terms less the factor there is; or the largest terms",
-        rule="optimizer", scalars="largest"),
+        rule="optimizer"),
     declare("factored_update", "+w:P g:P +slots:SP factors:F uniforms:U tensors:Tf[i] panels:Dp[i] >sums:X",
         "optimizer_update with the factors of row and column, and factor_sums, where these change after the update",
-        rule="optimizer", scalars="largest"),
+        rule="optimizer"),
     declare("factor_update", "sums:X uniforms:U tensors:Tf[i] panels:Dp[i] +factors:F",
         "factors = means of terms over each row and column, behind that of the rows; or the largest terms, behind 1",
         scalars="largest"),

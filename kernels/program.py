@@ -96,13 +96,12 @@ def update_by_tensor(
     not asked for where the factors change after the update.
     """
     state, tensors, panels, sums = factors or (None,) * 4
-    largest = {"largest": float(rule.largest)}
     if rule.after:
-        yield "factored_update", [w, g, slots, state, uniforms, tensors, panels, sums], rule, largest
+        yield "factored_update", [w, g, slots, state, uniforms, tensors, panels, sums], rule, {}
     elif factors is not None:
-        yield "factor_sums", [w, g, state, uniforms, tensors, panels, sums], rule, largest
+        yield "factor_sums", [w, g, state, uniforms, tensors, panels, sums], rule, {}
     if factors is not None:
-        yield "factor_update", [sums, uniforms, tensors, panels, state], None, largest
+        yield "factor_update", [sums, uniforms, tensors, panels, state], None, {"largest": float(rule.largest)}
     if not rule.after:
         yield "tensor_sums", [w, g, slots, uniforms, blocks, state, tensors, rows], rule, {}
         yield "optimizer_update_by_tensor", [w, g, slots, rows, blocks, state, tensors], rule, {}

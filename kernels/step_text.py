@@ -68,6 +68,8 @@ def {name}(w_, g_, s_, stride, u_, n, rows, step, whole_, along_, f_, below_, su
     keep = u[2]
     limit = u[3]
 {load}
+    for i in range(below.size):
+        below[i] = {start}
     for j in range(rows):
         at = j * step
         w = view(w_ + at, n)
@@ -157,17 +159,18 @@ def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> st
     arguments = "".join(f", u{k}" for k in range(len(uniforms)))
     views = [f"s{k} = view(s_ + at + {k} * stride, n)" for k in range(len(slots))]
     if part in ("terms", "step"):
-        merge, least, total = _ADD, "number(0)", "total"
+        merge, start, least, total = _ADD, "number(0)", "number(0)", "total"
         if rule.largest:
-            merge, least, total = _LARGEST, "ordered(number(-math.inf))", "number_of(total)"
+            merge, start, least, total = _LARGEST, "number(-math.inf)", "ordered(number(-math.inf))", "number_of(total)"
         loop, views = _ALONG, views if part == "step" else []
         if part == "step":
             views.append("share = row / number(whole_) if whole_ != 0 else row")
             call = update_text(rule, len(uniforms), "x", "g[i]", given, ["share", "column[i]"])
             loop += f"\n    {', '.join(['w[i]', *given])} = {call}"
+        loops = _loops(rule, part == "step", 2, loop, arguments=arguments, merge=merge)
         return _TERMS.format(
             name=name, count=count, load="\n".join(load), views=textwrap.indent("\n".join(views), "        "),
-            least=least, total=total, loops=_loops(rule, part == "step", 2, loop, arguments=arguments, merge=merge),
+            start=start, least=least, total=total, loops=loops,
         )  # fmt: skip
     views += ["row = number(row_)", "column = view(f_ + at, n)"] if rule.factors else []
     if part == "summands":

@@ -20,7 +20,7 @@ from dlcore.kernels.cuda.launch import plan
 from dlcore.kernels.cuda.vector import half_access
 from dlcore.kernels.instructions import MIXED, Instruction
 
-RULES = [rule.name for rule in REGISTRY["optimizer"].values()]
+RULES = [rule.name for rule in REGISTRY["optimizer"].values() if not rule.factors]  # theirs take float32 gradients
 WORDS = np.arange(2**16, dtype=np.uint16)
 WIDE = {
     "float16": WORDS.view(np.float16).astype(np.float32),

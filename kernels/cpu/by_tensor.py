@@ -111,18 +111,18 @@ def segment(factors, tensors, tensor, first, last):
     return min(columns - column, last - first), along, address
 
 
-def factor_sums(rule, scratch, thread, threads, w, g, factors, uniforms, tensors, panels, sums, largest):
+def factor_sums(rule, scratch, thread, threads, w, g, factors, uniforms, tensors, panels, sums):
     """Over each row of a panel, and behind them each column: sums of terms beside factors, or the largest term."""
-    _panels(rule, scratch, thread, threads, w, g, 0, 0, factors, uniforms, tensors, panels, sums, largest)
+    _panels(rule, scratch, thread, threads, w, g, 0, 0, factors, uniforms, tensors, panels, sums)
 
 
-def factored_update(rule, scratch, thread, threads, w, g, slots, factors, uniforms, tensors, panels, sums, largest):
+def factored_update(rule, scratch, thread, threads, w, g, slots, factors, uniforms, tensors, panels, sums):
     """``factor_sums``, and the update of each element with the factors there are."""
     state, stride = slots.ctypes.data, slots.shape[1] * w.itemsize
-    _panels(rule, scratch, thread, threads, w, g, state, stride, factors, uniforms, tensors, panels, sums, largest)
+    _panels(rule, scratch, thread, threads, w, g, state, stride, factors, uniforms, tensors, panels, sums)
 
 
-def _panels(rule, scratch, thread, threads, w, g, state, stride, factors, uniforms, tensors, panels, sums, largest):
+def _panels(rule, scratch, thread, threads, w, g, state, stride, factors, uniforms, tensors, panels, sums):
     count = panels.shape[0]
     size = w.itemsize
     if uniforms[4] != 0:  # the step is skipped
@@ -132,7 +132,6 @@ def _panels(rule, scratch, thread, threads, w, g, state, stride, factors, unifor
         height = panels[p, 2] - top
         start, rows, columns, place = tensors[t, 0], tensors[t, 1], tensors[t, 2], tensors[t, 3] + 1
         below = view(scratch, panels[p, 4] - left)
-        below[:] = -math.inf if largest != 0 else 0.0
         here = (start + top * columns + left) * size
         along = factors.ctypes.data + (place + top) * size
         call_terms(
