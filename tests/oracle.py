@@ -307,6 +307,14 @@ def elementwise_loss(p, y, loss, weight):
 # -------------------------------------------------------------------------------------------------- optimizers
 
 
+def optimizer_state(rule, shape, dtype):
+    """Zeros for the slots of ``rule``, and for its factors: those of the rows and of the columns of a tensor."""
+    shapes = [shape] * len(rule.slots)
+    if rule.factors:
+        shapes += [(math.prod(shape[:-1]),), shape[-1:]]
+    return [np.zeros(s, dtype) for s in shapes]
+
+
 def optimizer_step(name, w, g, slots, t, h, *, weight_decay=0.0, clip_norm=0.0):
     """One step with clipping by the global norm and weight decay, L2 or decoupled."""
     norm = np.sqrt((g.astype(np.float64) ** 2).sum())

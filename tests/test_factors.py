@@ -35,7 +35,7 @@ def factored(name, shape, dtype, steps=3, **values):
     """Weights and state after some steps, of the kernel and of the paper in float64."""
     rng, defaults = np.random.default_rng(1), find("optimizer", name).parameters
     w = rng.standard_normal(shape).astype(dtype)
-    state = [np.zeros(n, dtype) for n in np.atleast_2d(w).shape]
+    state = oracle.optimizer_state(find("optimizer", name), shape, dtype)
     exact, exact_state = w.astype(np.float64), [a.astype(np.float64) for a in state]
     for step in range(1, steps + 1):
         g = (rng.standard_normal(shape) * np.logspace(-3, 0, shape[-1])).astype(dtype)

@@ -238,10 +238,10 @@ def test_optimizer_over_several_steps(rng, dtype, decay, clip, name):
     rule = kernels.find("optimizer", name)
     (w,) = arrays(rng, dtype, (11, 7))
     gradients = arrays(rng, dtype, *[(11, 7)] * 6)
-    slots = [np.zeros_like(w) for _ in rule.slots]
+    slots = oracle.optimizer_state(rule, w.shape, dtype)
 
     def reference(dtype):
-        v, s = w.astype(dtype), [np.zeros(w.shape, dtype) for _ in rule.slots]
+        v, s = w.astype(dtype), oracle.optimizer_state(rule, w.shape, dtype)
         for t, g in enumerate(gradients, 1):
             options = {"weight_decay": decay, "clip_norm": clip}
             v, s = oracle.optimizer_step(name, v, g.astype(dtype), s, t, rule.parameters, **options)
@@ -251,7 +251,7 @@ def test_optimizer_over_several_steps(rng, dtype, decay, clip, name):
     got = w.copy()
     for t, g in enumerate(gradients, 1):
         kernels.optimizer_update(rule, got, g, slots, step=t, weight_decay=decay, clip_norm=clip)
-    check(("w", *rule.slots), (got, *slots), exact, plain)
+    check(("w", *rule.slots, *rule.factors), (got, *slots), exact, plain)
 
 
 def test_dropout_is_the_mask_of_the_counter(rng):

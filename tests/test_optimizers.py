@@ -9,6 +9,7 @@ import re
 import types
 
 import numpy as np
+import oracle
 import oracle_optimizers
 import pytest
 from tolerance import GRADIENT, assert_close, wider
@@ -79,8 +80,7 @@ def start(name, dtype):
     """Weights, and state of zeros: for a rule with factors a row for each problem."""
     rule = find("optimizer", name)
     shape = (len(PROBLEMS), SIZE) if rule.factors else START.shape
-    state = [shape] * len(rule.slots) + [(n,) for n in shape[: len(rule.factors)]]
-    return START.astype(dtype).reshape(shape), [np.zeros(s, dtype) for s in state]
+    return START.astype(dtype).reshape(shape), oracle.optimizer_state(rule, shape, dtype)
 
 
 def by_the_paper(name, dtype, gradients, h, step=lambda t: t):

@@ -227,9 +227,7 @@ def test_layers_are_looked_at_one_by_one(name):
     made.build(x.shape[1:])
     expected = parameters(made)
     rule = find("optimizer", name)
-    slots = {key: [np.zeros_like(w) for _ in rule.slots] for key, w in expected.items()}
-    if rule.factors:
-        slots = {key: [np.zeros(n) for n in np.atleast_2d(w).shape] for key, w in expected.items()}
+    slots = {key: oracle.optimizer_state(rule, w.shape, w.dtype) for key, w in expected.items()}
     for step, g in enumerate([gradients()] * 1, start=1):
         made.train_on_batch(x[:8], y[:8])
         for key, w in expected.items():
