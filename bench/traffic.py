@@ -209,9 +209,8 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
 def _large(spec: Any) -> bool:
     if "P" in spec.dims:
         return True
-    return len(spec.dims) > 1 and not {"g", "T", "B", "D"} & set(
-        spec.dims
-    )  # figures of groups and of tensors are small
+    small = {"g", "T", "B", "D"}  # figures of groups, of tensors and of their parts
+    return len(spec.dims) > 1 and not small & set(spec.dims)
 
 
 def count(op: Any, size: Sequence[int] = SIZE) -> Moved:

@@ -133,7 +133,8 @@ class Optimizer:
         if sum(limit is not None for limit in (self.clipvalue, self.clipnorm, self.global_clipnorm)) > 1:
             raise ValueError(f"at most one of {', '.join(_CLIPS)} may be given")
         if found.by_tensor and self.clipnorm is not None:
-            raise ValueError(f"{found.name} scales by norms of each tensor itself; clipnorm does not go with it")
+            why = "scales by norms of each tensor itself" if found.sums else "keeps state of rows and columns"
+            raise ValueError(f"{found.name} {why}; clipnorm does not go with it, clipvalue and global_clipnorm do")
         self.skip_nonfinite, self.loss_scale = flag("skip_nonfinite", skip_nonfinite), _scale(loss_scale)
         self.maximize = flag("maximize", maximize)
         steps = gradient_accumulation_steps

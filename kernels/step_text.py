@@ -22,10 +22,6 @@ def {name}(w_, g_, s_, stride, u_, n, row_, f_):
     u = view(u_, {count})
     if u[4] != 0:
         return
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
 {load}
     for i in range(w.size):
         x = w[i]
@@ -35,10 +31,6 @@ def {name}(w_, g_, s_, stride, u_, n, row_, f_):
 _SUMMANDS = """
 def {name}(w_, g_, s_, stride, u_, all_, row_, f_, out_):
     u = view(u_, {count})
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
 {load}
     {totals} = 0.0
     for first in range(0, all_, {SUMMED}):
@@ -63,10 +55,6 @@ def {name}(w_, g_, s_, stride, u_, n, rows, step, whole_, along_, f_, below_, su
     column = view(f_, n)
     below = view(below_, n)
     sums = view(sums_, rows)
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
 {load}
     for i in range(below.size):
         below[i] = {start}
@@ -128,6 +116,14 @@ _SCHEDULE = """\
     now[{rate}] = schedule(hyper, hyper[{rate}], math.ceil(t / hyper[{per}]))"""
 
 
+def uniform_lines(uniforms: int, sums: int = 0) -> list[str]:
+    """Assignments of what lies in ``u``: the header but for the last, what hangs on ``h`` alone, sums over a tensor."""
+    lines = [f"{name} = u[{k}]" for k, name in enumerate(("scale", "l2", "keep", "limit"))]
+    lines += [f"u{k} = u[{UNIFORM_HEADER + k}]" for k in range(uniforms)]
+    lines += [f"q{k} = u[{UNIFORM_HEADER + uniforms + k}]" for k in range(sums)]
+    return [f"    {line}" for line in lines]
+
+
 def gradient_text(rule: Optimizer, g: str, w: str, decayed: bool = True) -> str:
     """The gradient as a rule sees it: scaled, clipped by value (NaN stays), with the L2 term where decay is coupled."""
     scaled = f"{g} * scale"
@@ -154,7 +150,7 @@ def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> st
     sums = range(len(rule.sums))
     given = [f"s{k}[i]" for k in range(len(slots))]
     factors = ["row", "column[i]"] if rule.factors else []
-    load = [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(uniforms))]
+    load = uniform_lines(len(uniforms), len(sums) if part == "update" else 0)
     count = UNIFORM_HEADER + len(uniforms)
     arguments = "".join(f", u{k}" for k in range(len(uniforms)))
     views = [f"s{k} = view(s_ + at + {k} * stride, n)" for k in range(len(slots))]
@@ -187,7 +183,7 @@ def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> st
             add="\n".join(f"        total{k} += float(part{k})" for k in sums),
             store="\n".join(f"    out[{k}] = total{k}" for k in sums),
         )  # fmt: skip
-    load += [f"    q{k} = u[{count + k}]" for k in sums] + ["    at = 0", *(f"    {line}" for line in views)]
+    load += ["    at = 0", *(f"    {line}" for line in views)]
     call = update_text(rule, len(uniforms), "x", "g[i]", given, factors)
     return _UPDATE.format(
         name=name, count=count + len(sums), results=", ".join(["w[i]", *given]), load="\n".join(load), call=call

@@ -274,3 +274,5 @@ def test_bad_options(options, message):
 def test_norms_of_a_tensor_and_rules_that_take_them_do_not_mix():
     with pytest.raises(ValueError, match="lamb scales by norms of each tensor itself; clipnorm does not go with it"):
         optimizers.Optimizer("lamb", clipnorm=1.0)
+    with pytest.raises(ValueError, match="sm3 keeps state of rows and columns; clipnorm does not go with it"):
+        optimizers.Optimizer("sm3", clipnorm=1.0)

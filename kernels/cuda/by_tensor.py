@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from ..step_text import UNIFORM_HEADER, gradient_text
+from ..step_text import gradient_text, uniform_lines
 from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, element, generated, lowered, scratch
 from .update import SELECT, TENSOR, factor_text, load_text, wide_arrays
@@ -159,8 +159,7 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
         lanes, load, _ = access(dtype)
         slots = [f"s{k}" for k in range(len(rule.own_slots))]
         rows = [f"    {slot} = s[{k}]" for k, slot in enumerate(slots)]
-        rows += [f"    {name} = u[{k}]" for k, name in enumerate(("scale", "l2", "keep", "limit"))]
-        rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(len(low.uniforms))]
+        rows += uniform_lines(len(low.uniforms))
         rows += [TENSOR] if rule.factors else []
         extra = [f"{slot}_{{k}}" for slot in (*slots, *(f"f{k}" for k in range(len(rule.factors))))]
         extra += [f"u{k}" for k in range(len(low.uniforms))]

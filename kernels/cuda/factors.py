@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda
 
 from ..program import PANEL_COLUMNS, PANEL_ROWS
-from ..step_text import UNIFORM_HEADER, gradient_text, update_text
+from ..step_text import gradient_text, uniform_lines, update_text
 from .block import block_sum
 from .launch import BLOCK, CUDA, DEPTH, WIDTH, Launch, element, generated, lowered
 from .update import SELECT
@@ -38,10 +38,6 @@ def {name}(w, g, {slots}factors, u, tensors, panels, sums):
     first = tensor[0] + panel[1] * tensor[2] + panel[3]
     along = tensor[3] + 1 + panel[1]
     down = tensor[3] + 1 + tensor[1] + panel[3]
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
 {uniforms}
     for i in range(warp, height, {DEPTH}):
         rows[i, lane] = least
@@ -95,7 +91,7 @@ def _sums(rule: Any, dtype: np.dtype, updating: bool) -> Any:
     if key not in _kernels:
         terms, low = lowered(rule, "terms", dtype)
         count = range(len(low.uniforms))
-        rows = [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in count]
+        rows = uniform_lines(len(count))
         scope, parts, update = _scope(dtype, rule.largest) | {"terms": terms, **SELECT}, [terms], []
         gradient = gradient_text(rule, "y", "x")
         load = ["y = g[k]", *(["x = w[k]"] if updating or not rule.decoupled else [])]

@@ -23,7 +23,7 @@ import numpy as np
 from numba import cuda
 
 from ..rewriting import select_max, select_min
-from ..step_text import UNIFORM_HEADER, begin_functions, begin_text, update_text
+from ..step_text import begin_functions, begin_text, uniform_lines, update_text
 from .block import block_sum
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
@@ -184,10 +184,6 @@ def {name}({arrays}, given{blocks}):
     if u[4] != zero:
         return
 {tensor}
-    scale = u[0]
-    l2 = u[1]
-    keep = u[2]
-    limit = u[3]
 {rows}
     whole = high - (high - low) % {lanes}
     for i in range(low + {lanes} * thread, whole, {lanes} * threads):
@@ -266,8 +262,7 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
     slots = [f"s{k}_" for k in range(len(wide) - 2 - bool(half))]
     arrays = ["w", "g", *(f"s{k}" for k in range(len(slots)))]
     rows = [f"    {array} = s[{k}]" for k, array in enumerate(arrays[2:])]
-    rows += [f"    u{k} = u[{k + UNIFORM_HEADER}]" for k in range(uniforms)]
-    rows += [f"    q{k} = u[{k + UNIFORM_HEADER + uniforms}]" for k in range(len(rule.sums))]
+    rows += uniform_lines(uniforms, len(rule.sums))
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
     stores = [store_text(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
     last = [apply(0, "x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
