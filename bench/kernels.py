@@ -10,7 +10,7 @@ def entries(rules: Sequence[str] = ()) -> list[Any]:
     """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    return [*catalogue(rules=rules), *_placed(rules), *_rows(), *_products(), *_of_many_models(rules)]
+    return [*catalogue(rules=rules), *_placed(rules), *_rows(), *_products(), *_means(), *_of_many_models(rules)]
 
 
 def place(dtype: Any, offset: int, *shape: int) -> Any:
@@ -94,6 +94,22 @@ def _of_many_models(rules: Sequence[str]) -> Iterator[Any]:
             for label, instruction in _variants(OPS[op], dtype, rules):
                 for launch in plan(instruction, instruction.operands, np.zeros(2, np.int64)):
                     yield _entry(label, _for_many(launch), dtype)
+
+
+def _means() -> Iterator[Any]:
+    """State of rows and columns that is a mean: the catalogue has that which is the largest."""
+    import numpy as np
+
+    from dlcore.kernels.cuda.launch import plan
+    from dlcore.kernels.instructions import OPS, Instruction
+
+    for dtype in ("float32", "float64"):
+        operands = [
+            np.ones([3] * len(spec.dims), np.int64 if spec.dtype == "i" else dtype)
+            for spec in OPS["factor_update"].operands
+        ]
+        for launch in plan(Instruction("factor_update", operands, None, [0.0]), operands, np.zeros(2, np.int64)):
+            yield _entry("factor_update mean", launch, dtype)
 
 
 def _products() -> Iterator[Any]:

@@ -1,23 +1,25 @@
 """The machine code of CUDA kernels, compiled and read without a GPU.
 
-Needs numba-cuda, ``ptxas``, ``cuobjdump`` and ``nvdisasm`` (of a toolkit, or of the wheels nvidia-cuda-nvcc,
--cuobjdump, -nvdisasm).
+Needs numba-cuda, ``ptxas`` and ``nvdisasm`` (of a toolkit, or of the wheels nvidia-cuda-nvcc and -nvdisasm).
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import os
 import pathlib
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-TOOLS = ("ptxas", "cuobjdump", "nvdisasm")
+TOOLS = ("ptxas", "nvdisasm")
 MEMORY = ("LDG", "STG", "LDS", "STS")
 
 # arithmetic on float64 and conversions from and to it
@@ -27,6 +29,15 @@ _MMA = re.compile(r"\b(?:HMMA|DMMA|HGMMA|UTCHMMA)\b")
 _ACCESS = re.compile(r"\b(LDG|STG|LDS|STS)(?:STS)?(\.\S*)?(?=\s)")  # LDGSTS, a copy past the registers, is a load
 _BRANCH = re.compile(r"\bBRA\b.*?\b0x([0-9a-f]+)")
 _INSTRUCTION = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
+
+
+class Binary(NamedTuple):
+    """A kernel, assembled for one architecture."""
+
+    name: str
+    arch: int
+    notes: str  # of ptxas: registers, spills, memory
+    code: bytes
 
 
 class Code(NamedTuple):
@@ -90,15 +101,13 @@ def why_not() -> str | None:
     missing = [name for name in TOOLS if tool(name) is None]
     if not missing:
         return None
-    wheels = "pip install 'cuda-toolkit[nvcc]==13.0.*' nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm"
+    wheels = "pip install 'cuda-toolkit[nvcc]==13.0.*' nvidia-cuda-nvdisasm"
     return f"not found: {', '.join(missing)}; {wheels} adds them, or set CUDA_HOME to a CUDA toolkit"
 
 
 def run(*command: str) -> tuple[str, str]:
     """Output and messages of a tool."""
-    folder = os.path.dirname(tool("nvdisasm") or "")  # cuobjdump starts it by name
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{os.path.basename(command[0])}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout, done.stderr
@@ -114,14 +123,58 @@ def ptx_of(entry: Any, arch: int) -> str:
     return ptx(Kernel(entry.function, **entry.options), entry.signature, arch)
 
 
-def assemble(name: str, ptx: str, arch: int) -> Code:
-    """Assemble ``ptx`` and read the machine code."""
+def ptx_for(entry: Any, architectures: Sequence[int]) -> list[str]:
+    """The PTX of an entry for each of some architectures, of one pass of Numba: what differs comes from NVVM."""
+    from numba.cuda import compiler
+
+    from dlcore.kernels.cuda.machine_code import Kernel, pretended_device
+
+    front = getattr(compiler, "_compile_pyfunc_with_fixup", None)  # what numba.cuda.compile begins with
+    if front is None or not architectures:
+        return [ptx_of(entry, arch) for arch in architectures]
+    kernel, capabilities = Kernel(entry.function, **entry.options), [divmod(arch, 10) for arch in architectures]
+    with pretended_device(architectures[0]):
+        library, _ = front(
+            kernel.py_func, entry.signature, cc=capabilities[0], device=False, abi="numba", **kernel.options
+        )
+        return ["\n".join(library.get_asm_strs(cc=capability)) for capability in capabilities]
+
+
+def assemble(name: str, ptx: str, arch: int) -> Binary:
+    """What ``ptxas`` makes of ``ptx``."""
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = os.path.join(folder, "kernel.ptx"), os.path.join(folder, "kernel.cubin")
-        pathlib.Path(source).write_text(ptx)
-        _, notes = run(tool("ptxas") or "", "-v", "-O3", f"-arch=sm_{arch}", source, "-o", cubin)
-        sass, _ = run(tool("cuobjdump") or "", "-sass", cubin)
-    return read(name, arch, notes, sass)
+        source, cubin = pathlib.Path(folder, "kernel.ptx"), pathlib.Path(folder, "kernel.cubin")
+        source.write_text(ptx)
+        _, notes = run(tool("ptxas") or "", "-v", "-O3", f"-arch=sm_{arch}", str(source), "-o", str(cubin))
+        return Binary(name, arch, notes, instructions(cubin.read_bytes()))
+
+
+def instructions(cubin: bytes) -> bytes:
+    """The machine code in an ELF file of 64 bits: its sections ``.text.*``, one behind the other."""
+    place, (size, count, names) = struct.unpack_from("<Q", cubin, 0x28)[0], struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, place + k * size) for k in range(count)]  # name, ..., offset, size
+    strings = headers[names][4]
+    return b"".join(
+        cubin[offset : offset + length]
+        for name, _, _, _, offset, length in headers
+        if cubin.startswith(b".text.", strings + name)
+    )
+
+
+def codes(binaries: Sequence[Binary]) -> list[Code]:
+    """The facts of kernels of one architecture; ``nvdisasm`` takes longer to start than to read one of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = pathlib.Path(folder, "kernels.bin")
+        image.write_bytes(b"".join(binary.code for binary in binaries))
+        sass, _ = run(tool("nvdisasm") or "", "-b", f"SM{binaries[0].arch}", str(image))
+    places, lines = zip(*((int(found[1], 16), found[0]) for found in _INSTRUCTION.finditer(sass)), strict=True)
+    ends = itertools.accumulate(len(binary.code) for binary in binaries)
+    first, found = 0, []
+    for binary, end in zip(binaries, ends, strict=True):
+        last = bisect.bisect_left(places, end)
+        found.append(read(binary.name, binary.arch, binary.notes, "\n".join(lines[first:last])))
+        first = last
+    return found
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -164,10 +217,10 @@ def hot_loop(code: Sequence[tuple[int, str]]) -> list[str]:
 
 
 def read(name: str, arch: int, notes: str, sass: str) -> Code:
-    """The facts in the notes of ptxas and the listing of cuobjdump."""
+    """The facts in the notes of ptxas and the listing of nvdisasm."""
     code = parse(sass)
     if not code:
-        raise RuntimeError(f"{name}: cuobjdump shows no machine code")
+        raise RuntimeError(f"{name}: there is no machine code")
     lines = [text for _, text in code]
     wide, accesses = dict.fromkeys(MEMORY, 0), dict.fromkeys(MEMORY, 0)
     for line in lines:

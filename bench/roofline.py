@@ -128,25 +128,32 @@ def _triad_kernel() -> Any:
     return kernel
 
 
-def _best(work: Sequence[Callable[[], Any]]) -> float:
+def _best(work: Sequence[Callable[[], Any]], times: int = _REPEATS) -> float:
     """The shortest wall time of all of ``work`` at once, each in a thread of its own."""
     best = float("inf")
     gate = threading.Barrier(len(work) + 1)
 
     def run(call: Callable[[], Any]) -> None:
-        for _ in range(_REPEATS):
-            gate.wait()
-            call()
-            gate.wait()
+        try:
+            for _ in range(times):
+                gate.wait()
+                call()
+                gate.wait()
+        except threading.BrokenBarrierError:
+            pass  # who measures was interrupted
 
     threads = [threading.Thread(target=run, args=(call,)) for call in work]
     for thread in threads:
         thread.start()
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        gate.wait()
-        gate.wait()
-        best = min(best, time.perf_counter() - start)
+    try:
+        for _ in range(times):
+            start = time.perf_counter()
+            gate.wait()
+            gate.wait()
+            best = min(best, time.perf_counter() - start)
+    except BaseException:
+        gate.abort()  # or the threads would wait, and the process for them
+        raise
     for thread in threads:
         thread.join()
     return best
@@ -171,14 +178,23 @@ def blas_rate(threads: int, size: int = 1024) -> float:
         return 2 * size**3 / _best([lambda: a @ a])
 
 
+class Triad:
+    """``a = b + s * c``, where the arrays of all threads together have ``working_set`` bytes."""
+
+    def __init__(self, threads: int, working_set: int) -> None:
+        self._repeats = max(1, (1 << 28) // working_set)
+        arrays = [np.ones((3, working_set // (12 * threads)), np.float32) for _ in range(threads)]
+        self._moved = self._repeats * sum(rows.nbytes for rows in arrays)
+        self._work = [functools.partial(_triad_kernel(), *rows, self._repeats) for rows in arrays]
+
+    def rate(self, times: int = 1) -> float:
+        """Bytes a second of the quickest of some goes."""
+        return self._moved / _best(self._work, times)
+
+
 def triad_rate(threads: int, working_set: int) -> float:
-    """Bytes a second of ``a = b + s * c``, where the arrays of all threads together have ``working_set`` bytes."""
-    kernel = _triad_kernel()
-    elements = working_set // (12 * threads)
-    repeats = max(1, (1 << 28) // working_set)
-    arrays = [np.ones((3, elements), np.float32) for _ in range(threads)]
-    seconds = _best([functools.partial(kernel, *rows, repeats) for rows in arrays])
-    return threads * 12 * elements * repeats / seconds
+    """The triad's bytes a second."""
+    return Triad(threads, working_set).rate(_REPEATS)
 
 
 def measure(threads: int) -> Ceilings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,13 +18,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .kernels import entries
-from .machine import MEMORY, Code, assemble, ptx_of, run, tool, why_not
+from .machine import MEMORY, Binary, Code, assemble, codes, ptx_for, run, tool, why_not
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 BUDGETS = pathlib.Path(__file__).with_name("budgets.toml")
 _ALONE = 8  # fewer kernels than this are compiled in this process: workers take seconds to start
+_TOGETHER = 16  # kernels that a worker disassembles at once
+_LINE = 500  # rows from one line of progress to the next
 _EXAMPLES = """examples:
-  python -m bench sass                           every kernel with every rule on every architecture: hours
+  python -m bench sass                           every kernel with every rule on every architecture: half an hour
   python -m bench sass --rules relu,adam         every kernel, those that take rules with these two only
   python -m bench sass product --arch 75,90      kernels whose name contains a text
   python -m bench sass --json sass.json
@@ -122,31 +125,60 @@ def _begin(rules: Sequence[str]) -> None:
     _mine[:] = entries(rules)
 
 
-def _compile(entry: Any, arch: int) -> Code | Failure:
+def _failure(name: str, arch: int, error: Exception) -> Failure:
+    return Failure(name, arch, str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+
+
+def _assembled(entry: Any, architectures: Sequence[int]) -> Iterator[Binary | Failure]:
+    """The entry for each architecture; an error of Numba, NVVM or ptxas keeps no other kernel from being looked at."""
     try:
-        return assemble(entry.name, ptx_of(entry, arch), arch)
-    except Exception as error:  # of Numba, NVVM or ptxas; the other kernels are looked at all the same
-        return Failure(entry.name, arch, str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+        texts = ptx_for(entry, architectures)
+    except Exception as error:
+        yield from (_failure(entry.name, arch, error) for arch in architectures)
+        return
+    for arch, text in zip(architectures, texts, strict=True):
+        try:
+            yield assemble(entry.name, text, arch)
+        except Exception as error:
+            yield _failure(entry.name, arch, error)
 
 
-def _job(job: tuple[int, int]) -> Code | Failure:
-    arch, index = job
-    return _compile(_mine[index], arch)
+def compile_all(entries: Sequence[Any], architectures: Sequence[int]) -> list[Code | Failure]:
+    """The machine code of each entry for each architecture that it is for, or why there is none."""
+    made = [each for entry in entries for each in _assembled(entry, _able(entry, architectures))]
+    found: list[Any] = list(made)
+    for arch in architectures:
+        binaries = {k: each for k, each in enumerate(made) if isinstance(each, Binary) and each.arch == arch}
+        try:
+            read: Sequence[Code | Failure] = codes(list(binaries.values())) if binaries else ()
+        except Exception as error:  # of nvdisasm: it is not known which of them it cannot read
+            read = [_failure(each.name, arch, error) for each in binaries.values()]
+        for k, code in zip(binaries, read, strict=True):
+            found[k] = code
+    return found
+
+
+def _able(entry: Any, architectures: Sequence[int]) -> list[int]:
+    return [arch for arch in architectures if arch >= entry.oldest]
+
+
+def _job(job: tuple[Sequence[int], Sequence[int]]) -> list[Code | Failure]:
+    indices, architectures = job
+    return compile_all([_mine[index] for index in indices], architectures)
 
 
 def compiled(
     every: Sequence[Any], chosen: Sequence[int], architectures: Sequence[int], rules: Sequence[str]
 ) -> Iterator[tuple[Any, Code | Failure]]:
     """Each chosen entry with its machine code for each architecture, in order; a process for each core."""
-    jobs = [(arch, index) for arch in architectures for index in chosen if arch >= every[index].oldest]
-    if len(jobs) < _ALONE:
-        for arch, index in jobs:
-            yield every[index], _compile(every[index], arch)
+    whose = (every[index] for index in chosen for _ in _able(every[index], architectures))
+    if len(chosen) < _ALONE:
+        yield from zip(whose, compile_all([every[index] for index in chosen], architectures), strict=True)
         return
+    jobs = [(chosen[first : first + _TOGETHER], architectures) for first in range(0, len(chosen), _TOGETHER)]
     # new interpreters rather than forks: LLVM and its threads are in use here already
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _begin, (rules,)) as pool:
-        for (_, index), result in zip(jobs, pool.imap(_job, jobs), strict=True):
-            yield every[index], result
+        yield from zip(whose, itertools.chain.from_iterable(pool.imap(_job, jobs)), strict=True)
 
 
 # ------------------------------------------------------------------------------------------------------ table
@@ -165,19 +197,18 @@ def _row(code: Code) -> str:
 
 
 class _Progress:
-    """How far it is, on stderr: one line that changes on a terminal, else one line for each architecture."""
+    """How far it is, on stderr: one line that changes on a terminal, else one line now and then."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.arch = total, 0, 0
+        self.total, self.done = total, 0
         self.terminal = sys.stderr.isatty()
 
     def show(self, arch: int, name: str) -> None:
         self.done += 1
         if self.terminal:
             self._write(f"\r\x1b[K[{self.done}/{self.total}] sm_{arch} {name[:80]}")
-        elif arch != self.arch:
-            self._write(f"[{self.done}/{self.total}] sm_{arch}\n")
-        self.arch = arch
+        elif self.done % _LINE == 1:
+            self._write(f"[{self.done}/{self.total}] sm_{arch} {name}\n")
 
     def clear(self) -> None:
         if self.terminal:

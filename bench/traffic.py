@@ -182,7 +182,7 @@ def _operands(op: Any, size: Sequence[int], rule: Any) -> list[np.ndarray]:
     tables = {"blocks": blocks, "tensors": factors.tensors, "panels": factors.panels}
     letters = {"m": m, "n": n, "k": k, "g": 1, "N": 2 * m, "O": 2 * m, "P": m * n, "Q": 1, "H": 1, "S": 1, "K": 3}
     letters |= {"A": m, "E": 1, "q": k * n, "L": 4, "U": 16, "V": 16, "T": 2, "B": len(blocks), "t": 3}
-    letters |= {"F": factors.size, "X": factors.sums, "f": 5, "D": len(factors.panels), "p": 6}
+    letters |= {"F": factors.size, "X": factors.sums, "f": 5, "D": len(factors.panels), "p": 7}
     if op.rule == "optimizer":
         letters |= {"S": len(rule.slots), "K": len(rule.hyper), "V": 16 + len(rule.sums)}
     kinds = {"f": np.float32, "i": np.int64, "d": np.float64, "h": np.float16}

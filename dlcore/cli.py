@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument(
         "--cuda", metavar="ARCH", help="those for GPUs of these architectures too, such as 90 or 80,90; needs no GPU"
     )
+    warmup.add_argument(
+        "--many", action="store_true", help="with --cuda those of fit_many too, which trains many models at once"
+    )
     warmup.set_defaults(call=commands.warmup)
 
     tune = sub.add_parser(

@@ -347,6 +347,8 @@ def info(arguments: argparse.Namespace) -> None:
 def warmup(arguments: argparse.Namespace) -> None:
     """``dlcore warmup``"""
     architectures = _architectures(arguments.cuda)
+    if arguments.many and not architectures:
+        raise CommandError("--many needs --cuda, or a GPU: on the CPU many models run the kernels of one")
     start = time.perf_counter()
     with compile.announcing(lambda name: print(f"compiling {name}", flush=True)):
         for dtype in ("float32", "float64") if arguments.float64 else ("float32",):
@@ -355,7 +357,7 @@ def warmup(arguments: argparse.Namespace) -> None:
                     from .kernels.cuda.ahead import compile_ahead
 
                     for arch in architectures:
-                        compile_ahead(model.program, arch)
+                        compile_ahead(model.program, arch, arguments.many)
     statistics = compile.STATISTICS
     if not statistics["compiled"]:
         print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {cache.cache_directory()}")

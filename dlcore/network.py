@@ -169,7 +169,7 @@ def _emit_update(b: Builder, plan: Plan, network: Network, whole: tuple[Buffer, 
         rows = b.work("tensor_rows", (tensors, count + len(rule.sums)))
     if not rule.by_tensor:
         b.emit("clip_by_norm", gradients, network.hyper, uniforms, blocks, rows)
-        b.emit("optimizer_update_by_tensor", parameters, gradients, slots, rows, blocks, None, None, rule=rule)
+        b.emit("optimizer_update_by_tensor", parameters, gradients, slots, rows, blocks, *[None] * 3, rule=rule)
         return
     factors = b.factors() if rule.factors else None
     of_rule = update_by_tensor(rule, parameters, gradients, slots, uniforms, blocks, rows, factors)

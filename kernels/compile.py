@@ -20,8 +20,9 @@ from numba.core.errors import NumbaError
 
 from . import cache, mathfn
 from .lowering import lower
-from .native import VIEWS
+from .native import VIEWS, prefetch
 from .optimizer_rule import Optimizer
+from .panel_text import panel_text
 from .rewriting import Lowered, select_max, select_min
 from .rule import ON_REGISTER, Rule, RuleError
 from .step_text import begin_functions, begin_text, strip_text
@@ -180,11 +181,10 @@ STRIP_SIGNATURES = {
     "value": types.void(_I, _I, _I),
     "slope": types.void(_I, _I, _I, _I, _I),
     "loss": types.float64(_I, _I, _I, _I, _F),
-    "update": types.void(_I, _I, _I, _I, _I, _I, _F, _I),
-    "summands": types.void(_I, _I, _I, _I, _I, _I, _F, _I, _I),
-    "terms": types.void(_I, _I, _I, _I, _I, _I, _I, _I, _F, _I, _I, _I, _I),
+    "update": types.void(_I, _I, _I, _I, _I, _I),
+    "summands": types.void(_I, _I, _I, _I, _I, _I, _I),
 }
-STRIP_SIGNATURES["step"] = STRIP_SIGNATURES["terms"]  # which is the update, too
+_PANEL_SIGNATURE = types.void(_I, _I, _I, _I, _I, _I, _I, _I, _F, _I, _I, _I, _I)  # all parts of a rule with factors
 
 
 def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:
@@ -213,7 +213,11 @@ def _reporting(rule: Rule) -> Iterator[None]:
 
 
 def strip(rule: Any, part: str, dtype: Any) -> CFunc:
-    """The native strip of ``rule``: part ``value``, ``slope`` (activations), ``loss`` or ``update``."""
+    """The native strip of ``rule``.
+
+    Parts are ``value`` and ``slope`` of activations, ``loss`` of losses; of optimizers ``update``, ``summands`` where
+    there are sums over tensors, and ``terms`` or ``step`` where there are factors (see panel_text.py).
+    """
     key = (*form_of(rule), part, np.dtype(dtype))
     if key not in _compiled:
         dtype = np.dtype(dtype)
@@ -223,8 +227,9 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
             if part in ("update", "summands", "terms", "step"):
                 names = ("terms", "update") if part == "step" else (part,)
                 lowered = {n: lower(rule, n, dtype, CPU) for n in names}
-                text = strip_text(rule, part, lowered[names[-1]].uniforms, name)
-                scope["view_double"] = VIEWS[np.dtype(np.float64)][1]
+                write = panel_text if rule.factors else strip_text
+                text = write(rule, part, lowered[names[-1]].uniforms, name)
+                scope |= {"view_double": VIEWS[np.dtype(np.float64)][1], "prefetch": prefetch}
                 scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
                 scope |= {"math": math} | {f.__name__: CPU.inline(f) for f in mathfn.ordering(dtype)}
             else:
@@ -234,7 +239,8 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
             scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
             function = make(text, name, scope, *(low.text for low in lowered.values()))
             options = _SUMMING if part in ("summands", "terms", "step") else None
-            _compiled[key] = callback(function, STRIP_SIGNATURES[part], options)
+            factored = rule.kind == "optimizer" and rule.factors
+            _compiled[key] = callback(function, _PANEL_SIGNATURE if factored else STRIP_SIGNATURES[part], options)
     return _compiled[key]
 
 

@@ -166,12 +166,14 @@ _LIST = [
         "uniforms[0] *= c / max(c, ||uniforms[0] g||) where c = hyper[-1] > 0"),
     declare("clip_by_norm", "g:P hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
         "rows[t] = uniforms, with rows[t][0] *= c / max(c, ||rows[t][0] g_t||) for every tensor, c = hyper[-1] > 0"),
-    declare("tensor_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] factors?:F tensors?:Tf[i] >rows:TV",
+    declare("tensor_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] factors?:F tensors?:Tf[i] panels?:Dp[i] "
+        ">rows:TV",
         "rows[t] = uniforms, and behind them the sums over tensor t of summands(w, scale * g + l2 * w, slots, factors)",
         rule="optimizer"),
     declare("optimizer_update", "+w:P g:P +slots:SP uniforms:U", "w, slots = rule(w, scale * g + l2 * w, slots)",
         rule="optimizer"),
-    declare("optimizer_update_by_tensor", "+w:P g:P +slots:SP rows:TV blocks:Bt[i] factors?:F tensors?:Tf[i]",
+    declare("optimizer_update_by_tensor", "+w:P g:P +slots:SP rows:TV blocks:Bt[i] factors?:F tensors?:Tf[i] "
+        "panels?:Dp[i]",
         "the same, with the uniforms and sums of the tensor of each element, and the factors of its row and column",
         rule="optimizer"),
     # state of rows and columns, tensors and panels: see program.Factors

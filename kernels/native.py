@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
@@ -84,11 +85,31 @@ call_panel = _call("v", "i" * 13)  # a panel of a matrix product: see cpu/microk
 call_product = _call("v", "i" * 14)  # a matrix product: see cpu/gemm.py
 call_row = _call("v", "i" * 7)  # a product with one row: (a, b, b_row, c, k, n, bias)
 call_pack = _call("v", "iiiii")  # (source, row, target, k, columns)
-call_update = _call("v", "iiiiiidi")  # optimizer: (w, g, slots, stride, uniforms, n, factor of row, of columns)
-call_summands = _call("v", "iiiiiidii")  # optimizer: (w, g, slots, stride, uniforms, n, as above, sums)
-# optimizer: (w, g, slots, stride, uniforms, columns, rows, bytes of a row, whole, factors of rows, of columns, below,
-# sums)
-call_terms = _call("v", "iiiiiiiidiiii")
+call_update = _call("v", "iiiiii")  # optimizer: (w, g, slots, stride, uniforms, n)
+call_summands = _call("v", "iiiiiii")  # optimizer: (w, g, slots, stride, uniforms, n, sums)
+# optimizer, of a panel: (w, g, slots, stride, uniforms, columns, rows, bytes of a row, whole, factors of rows, of
+# columns, sums of columns, sums); see panel_text.py
+call_factored = _call("v", "iiiiiiiidiiii")
+
+
+def emit_prefetch(builder: Any, pointer: Any, write: bool = False, nearest: bool = True) -> None:
+    """Fetch the cache line at ``pointer``, to be read or to be written; without ``nearest`` into the second cache."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    options = [number(option) for option in (int(write), 3 if nearest else 2, 1)]  # 1: data
+    builder.call(function, [builder.bitcast(pointer, byte), *options])
+
+
+@intrinsic
+def prefetch(typing_context, address):
+    """Fetch the cache line at ``address`` into the second cache; there need be no memory."""
+
+    def codegen(context, builder, signature, arguments):
+        emit_prefetch(builder, builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()), nearest=False)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

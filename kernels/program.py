@@ -64,7 +64,7 @@ class Factors(NamedTuple):
     """Where the state of rows and columns of tensors lies, and how tensors are cut to sum what it is made of."""
 
     tensors: np.ndarray  # rows (start, rows, columns, factors, panels): first element, factor and panel of a tensor
-    panels: np.ndarray  # rows (tensor, first row, last row, first column, last column, its first sum)
+    panels: np.ndarray  # rows (first row, last row, tensor, first column, last column, its first sum, elements before)
     size: int  # of all factors: of each tensor what rows are divided by, then one for each row, for each column
     sums: int  # of each panel one for each row, for each column
 
@@ -73,7 +73,7 @@ def factors_of(shapes: Sequence[tuple[int, ...]], starts: Sequence[int]) -> Fact
     """Tensors of ``shapes`` that begin at ``starts`` of a vector, as matrices: the last axis is that of the columns."""
     tensors: list[tuple[int, ...]] = []
     panels: list[tuple[int, ...]] = []
-    size = sums = 0
+    size = sums = elements = 0
     for tensor, (shape, start) in enumerate(zip(shapes, starts, strict=True)):
         rows, columns = math.prod(shape[:-1]), math.prod(shape[-1:])
         tensors.append((start, rows, columns, size, len(panels)))
@@ -82,9 +82,10 @@ def factors_of(shapes: Sequence[tuple[int, ...]], starts: Sequence[int]) -> Fact
             below = min(rows, row + PANEL_ROWS)
             for column in range(0, columns, PANEL_COLUMNS):
                 end = min(columns, column + PANEL_COLUMNS)
-                panels.append((tensor, row, below, column, end, sums))
+                panels.append((row, below, tensor, column, end, sums, elements))
                 sums += below - row + end - column
-    return Factors(np.array(tensors, np.int64).reshape(-1, 5), np.array(panels, np.int64).reshape(-1, 6), size, sums)
+                elements += (below - row) * (end - column)
+    return Factors(np.array(tensors, np.int64).reshape(-1, 5), np.array(panels, np.int64).reshape(-1, 7), size, sums)
 
 
 def update_by_tensor(
@@ -103,8 +104,8 @@ def update_by_tensor(
     if factors is not None:
         yield "factor_update", [sums, uniforms, tensors, panels, state], None, {"largest": float(rule.largest)}
     if not rule.after:
-        yield "tensor_sums", [w, g, slots, uniforms, blocks, state, tensors, rows], rule, {}
-        yield "optimizer_update_by_tensor", [w, g, slots, rows, blocks, state, tensors], rule, {}
+        yield "tensor_sums", [w, g, slots, uniforms, blocks, state, tensors, panels, rows], rule, {}
+        yield "optimizer_update_by_tensor", [w, g, slots, rows, blocks, state, tensors, panels], rule, {}
 
 
 def padded(elements: int, dtype: np.dtype) -> int:

@@ -16,7 +16,7 @@ UNIFORM_HEADER = 5
 SUMMED = 512  # elements whose sum is taken in the model's dtype, by vectors; sums of these are in float64
 
 _UPDATE = """
-def {name}(w_, g_, s_, stride, u_, n, row_, f_):
+def {name}(w_, g_, s_, stride, u_, n):
     w = view(w_, n)
     g = view(g_, n)
     u = view(u_, {count})
@@ -29,7 +29,7 @@ def {name}(w_, g_, s_, stride, u_, n, row_, f_):
 """
 
 _SUMMANDS = """
-def {name}(w_, g_, s_, stride, u_, all_, row_, f_, out_):
+def {name}(w_, g_, s_, stride, u_, all_, out_):
     u = view(u_, {count})
 {load}
     {totals} = 0.0
@@ -46,29 +46,6 @@ def {name}(w_, g_, s_, stride, u_, all_, row_, f_, out_):
 {store}
 """
 
-# The rows of a panel: what is for each row, and what is for each column; in a step, the update too. For means, it is
-# terms less the factors there are that add up: these would be rounded once for each element.
-_TERMS = """
-def {name}(w_, g_, s_, stride, u_, n, rows, step, whole_, along_, f_, below_, sums_):
-    u = view(u_, {count})
-    along = view(along_, rows)
-    column = view(f_, n)
-    below = view(below_, n)
-    sums = view(sums_, rows)
-{load}
-    for i in range(below.size):
-        below[i] = {start}
-    for j in range(rows):
-        at = j * step
-        w = view(w_ + at, n)
-        g = view(g_ + at, n)
-        row = along[j]
-{views}
-        total = {least}
-{loops}
-        sums[j] = {total}
-"""
-
 # a loop that does not read the weights where decay asks for them and is 0
 _LOOPS = """\
 if l2 != 0:
@@ -76,21 +53,11 @@ if l2 != 0:
 else:
 {plain}"""
 
-_SUMMED = """\
+_SUM_LOOP = """\
 for i in range(w.size):
     x = w[i]
-    {results} = summands(x * keep, {gradient}{slots}{arguments})
+    {results} = summands(x * keep, {gradient}{given})
 {add}"""
-
-_ALONG = """\
-for i in range(w.size):
-    x = w[i]
-    across, down = terms({gradient}, row, column[i]{arguments})
-    {merge}"""
-
-_ADD = "total += across - row; below[i] += down - column[i]"
-# the largest of whole numbers in the order of the numbers: LLVM makes no vectors of one of numbers that may be NaN
-_LARGEST = "total = max(total, ordered(across)); below[i] = down if down > below[i] else below[i]"
 
 _BEGIN = """
 def {name}(hyper, step, u):
@@ -144,59 +111,47 @@ def update_text(
 def strip_text(rule: Optimizer, part: str, uniforms: list[str], name: str) -> str:
     """The strip of an optimizer: state read once, written once, clipping and weight decay on the way.
 
-    Sums over the tensor lie behind the uniforms, where there are any. With factors, a strip lies in a row.
+    Sums over the tensor lie behind the uniforms, where there are any.
     """
     slots = rule.own_slots if part == "summands" else rule.slots
     sums = range(len(rule.sums))
     given = [f"s{k}[i]" for k in range(len(slots))]
-    factors = ["row", "column[i]"] if rule.factors else []
     load = uniform_lines(len(uniforms), len(sums) if part == "update" else 0)
     count = UNIFORM_HEADER + len(uniforms)
-    arguments = "".join(f", u{k}" for k in range(len(uniforms)))
     views = [f"s{k} = view(s_ + at + {k} * stride, n)" for k in range(len(slots))]
-    if part in ("terms", "step"):
-        merge, start, least, total = _ADD, "number(0)", "number(0)", "total"
-        if rule.largest:
-            merge, start, least, total = _LARGEST, "number(-math.inf)", "ordered(number(-math.inf))", "number_of(total)"
-        loop, views = _ALONG, views if part == "step" else []
-        if part == "step":
-            views.append("share = row / number(whole_) if whole_ != 0 else row")
-            call = update_text(rule, len(uniforms), "x", "g[i]", given, ["share", "column[i]"])
-            loop += f"\n    {', '.join(['w[i]', *given])} = {call}"
-        loops = _loops(rule, part == "step", 2, loop, arguments=arguments, merge=merge)
-        return _TERMS.format(
-            name=name, count=count, load="\n".join(load), views=textwrap.indent("\n".join(views), "        "),
-            start=start, least=least, total=total, loops=loops,
-        )  # fmt: skip
-    views += ["row = number(row_)", "column = view(f_ + at, n)"] if rule.factors else []
     if part == "summands":
-        results = ", ".join(f"q{k}" for k in sums)
-        add = "\n".join(f"    part{k} += q{k}" for k in sums)
-        of_slots = "".join(f", {s}" for s in (*given, *factors))
-        assert rule.summands is not None
-        weights = reads(rule.summands, 0)
-        texts = {"arguments": arguments, "slots": of_slots, "results": results, "add": add}
         return _SUMMANDS.format(
             name=name, count=count, load="\n".join(load), sums=len(sums), SUMMED=SUMMED,
             totals=" = ".join(f"total{k}" for k in sums), parts=" = ".join(f"part{k}" for k in sums),
-            views=textwrap.indent("\n".join(views), "        "), loops=_loops(rule, weights, 2, _SUMMED, **texts),
+            views=textwrap.indent("\n".join(views), "        "), loops=sum_loops(rule, len(uniforms), given, 2),
             add="\n".join(f"        total{k} += float(part{k})" for k in sums),
             store="\n".join(f"    out[{k}] = total{k}" for k in sums),
         )  # fmt: skip
     load += ["    at = 0", *(f"    {line}" for line in views)]
-    call = update_text(rule, len(uniforms), "x", "g[i]", given, factors)
+    call = update_text(rule, len(uniforms), "x", "g[i]", given)
     return _UPDATE.format(
         name=name, count=count + len(sums), results=", ".join(["w[i]", *given]), load="\n".join(load), call=call
     )
 
 
-def _loops(rule: Optimizer, weights: bool, depth: int, loop: str, **texts: str) -> str:
+def loops_text(rule: Optimizer, weights: bool, depth: int, loop: str, **texts: str) -> str:
     """``loop``, and another beside it where the only need for the ``weights`` may be their decay."""
     decayed, plain = (loop.format(gradient=gradient_text(rule, "g[i]", "x", decay), **texts) for decay in (True, False))
     if not weights and decayed != plain:
         inner = (textwrap.indent(text, "    ") for text in (decayed, plain))
         decayed = _LOOPS.format(**dict(zip(("decayed", "plain"), inner, strict=True)))
     return textwrap.indent(decayed, depth * "    ")
+
+
+def sum_loops(rule: Optimizer, uniforms: int, given: Sequence[str], depth: int) -> str:
+    """The loops that add the rule's summands to ``part0`` and so on; ``given`` are an element's slots and factors."""
+    assert rule.summands is not None
+    sums = range(len(rule.sums))
+    return loops_text(
+        rule, reads(rule.summands, 0), depth, _SUM_LOOP, results=", ".join(f"q{k}" for k in sums),
+        given="".join(f", {s}" for s in (*given, *(f"u{k}" for k in range(uniforms)))),
+        add="\n".join(f"    part{k} += q{k}" for k in sums),
+    )  # fmt: skip
 
 
 def begin_text(rule: Optimizer, uniforms: list[str], room: str) -> str:

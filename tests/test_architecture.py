@@ -24,7 +24,7 @@ FLOORS = [
         "exchange",
     },
     {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program"},
-    {"native", "rewriting", "lowering", "step_text", "cache"},
+    {"native", "rewriting", "lowering", "step_text", "panel_text", "cache"},
     {"compile"},
     {"cpu", "cuda"},
     {"ops"},

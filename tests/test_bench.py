@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -202,6 +203,26 @@ def test_verdict(ratio, at_least, doubtful, expected):
 
 
 CEILINGS = roofline.Ceilings(2, peak=100.0, bandwidth=((50.0, 20.0), (float("inf"), 4.0)))
+
+
+def test_an_interrupted_ceiling_leaves_no_thread_behind(monkeypatch):
+    """One that waited at the gate for ever would keep the process from ending."""
+    times = iter([0.0, KeyboardInterrupt()])
+
+    def perf_counter():
+        now = next(times)
+        if isinstance(now, BaseException):
+            raise now
+        return now
+
+    begun = []
+    monkeypatch.setattr(roofline.time, "perf_counter", perf_counter)
+    with pytest.raises(KeyboardInterrupt):
+        roofline._best([lambda: begun.append(threading.current_thread())] * 2, 2)
+    assert len(begun) == 2
+    for thread in begun:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_the_roofline_is_the_slower_of_both_limits():

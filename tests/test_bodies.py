@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from dlcore.kernels.cpu import by_tensor, dropout, entries, norm, prepared, steps
+from dlcore.kernels.cpu import dropout, entries, factors, norm, prepared, steps
 from dlcore.kernels.program import Buffer, factors_of
 
 ROW_COUNT = 37  # 3 chunks
@@ -32,7 +32,7 @@ SIZES = {
     "E": 1,
     "q": 75,
     "f": 5,
-    "p": 6,
+    "p": 7,
 }
 FACTORS = factors_of([(100, 200), (17, 1175)], [0, 20_016])
 SIZES |= {"F": FACTORS.size, "X": FACTORS.sums, "D": len(FACTORS.panels)}
@@ -47,7 +47,7 @@ BY_ADDRESS = {
     "dense_forward", "dense_forward_columns", "dense_backward_x", "dense_backward_x_columns", "dense_backward_z",
     "dense_backward_w", "dense_update", "sum_chunks_update", "activation_forward", "activation_backward",
     "elementwise_loss", "optimizer_update", "optimizer_update_apart", "optimizer_begin", "barrier",
-    "group_norm_forward", "group_norm_gradient", "block_sums", "optimizer_update_by_tensor", "factor_sums", "factored_update",
+    "group_norm_forward", "group_norm_gradient", "block_sums", "block_update", "factor_sums", "factored_update", "panel_sums", "panel_update",
 }  # fmt: skip
 IN_PYTHON = [
     pytest.param(name, full, id=f"{name}, {'all' if full else 'needed'} operands")
@@ -129,7 +129,7 @@ def test_a_body_is_plain_python(monkeypatch, name, full, dtype):
     run_compiled(op, compiled, scalars)
     # memory of its own that a step asks for by address
     monkeypatch.setattr(norm, "view", lambda address, n: np.zeros(n, dtype))
-    for module in (norm, by_tensor):
+    for module in (norm, factors):
         monkeypatch.setattr(module, "view_double", lambda address, n: np.zeros(n))
     monkeypatch.setattr(dropout, "view_bits", lambda address, n: np.zeros(n, np.uint32))
     run_plainly(op, plainly, scalars, dtype)

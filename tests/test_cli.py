@@ -7,7 +7,7 @@ import pytest
 
 from dlcore.cli import main
 from dlcore.kernels import compile
-from dlcore.kernels.device import simulated
+from dlcore.kernels.device import capability, simulated
 
 QUICK = ["--epochs", "2", "--layers", "8"]
 
@@ -235,6 +235,9 @@ def test_info_and_help_and_warmup(capsys):
     capsys.readouterr()
     assert main(["warmup"]) == 0
     assert "kernels" in capsys.readouterr().out
+    if capability() is None:
+        assert main(["warmup", "--many"]) == 2
+        assert "--many needs --cuda, or a GPU" in capsys.readouterr().err
     if simulated():
         assert main(["warmup", "--cuda", "90"]) == 2
         assert "--cuda cannot be used: NUMBA_ENABLE_CUDASIM" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def _operands(op, size, rule, rng):
     sizes, starts = ([half - 1, letters["P"] - half], [0, half]) if half > 4 else ([letters["P"]], [0])
     table, found = tensor_blocks(sizes, starts), factors_of([_matrix(size) for size in sizes], starts)
     tables = {"blocks": table, "tensors": found.tensors, "panels": found.panels}
-    letters |= {"B": len(table), "t": 3, "T": len(sizes), "f": 5, "D": len(found.panels), "p": 6, "L": 4}
+    letters |= {"B": len(table), "t": 3, "T": len(sizes), "f": 5, "D": len(found.panels), "p": 7, "L": 4}
     letters |= {"F": found.size, "X": found.sums}
     values = {}
     for spec in op.operands:
@@ -439,7 +439,7 @@ def test_a_step_that_is_skipped_changes_nothing(by_tensor):
     for skipped in (1, 0):
         uniforms[4] = skipped
         arrays = [memory.to_device(a) for a in (w, g, slots)]
-        rest = [uniforms[None], tensor_blocks([7], [0]), None, None] if by_tensor else [uniforms]
+        rest = [uniforms[None], tensor_blocks([7], [0]), *[None] * 3] if by_tensor else [uniforms]
         arrays += [None if a is None else memory.to_device(a) for a in rest]
         name = "optimizer_update_by_tensor" if by_tensor else "optimizer_update"
         memory.run(plan(Instruction(name, arrays, rule), arrays))

@@ -152,17 +152,20 @@ from dlcore.kernels.cuda.ahead import compile_ahead
 model = Sequential([layers.Input((3,)), layers.Dense(2)], device="cpu")
 model.compile("sgd", "mse")
 before = compile.STATISTICS["compiled"]
-compile_ahead(model.program, 80)
+compile_ahead(model.program, 80, MANY)
 print(compile.STATISTICS["compiled"] - before)
 """
 
 
 def test_a_program_is_compiled_for_a_gpu_that_is_not_here(tmp_path):
-    counts = [int(_compiling(_AHEAD, tmp_path)) for _ in range(2)]
+    counts = [int(_compiling(_AHEAD.replace("MANY", many), tmp_path)) for many in ("False", "False", "True", "True")]
     assert counts[0] >= 8
     assert counts[1] == 0, "what is on the disk was compiled again"
     found = {path.name.split(".")[0] for path in tmp_path.rglob("*.sm_80.cubin")}
     assert {"optimizer_update", "elementwise_loss", "advance"} <= found
+    assert counts[2] >= 8, "the forms for many models"
+    assert counts[3] == 0
+    assert {"batched_optimizer_update", "batched_elementwise_loss", "batched_record", "batched_gather_rows"} <= found
 
 
 def _gathering():

@@ -12,7 +12,7 @@ from dlcore.kernels.device import DeviceError, simulated, why_no_gpu
 if not simulated() and why_no_gpu():
     pytest.skip(why_no_gpu(), allow_module_level=True)
 
-from dlcore.kernels.cuda import batched, fleet, gemm_tensor
+from dlcore.kernels.cuda import ahead, batched, fleet, gemm_tensor
 from dlcore.kernels.cuda.arrays import memory
 from dlcore.kernels.cuda.batched import Stack
 from dlcore.kernels.cuda.launch import Launch
@@ -91,6 +91,29 @@ def test_the_bits_are_those_of_one_after_the_other(count, dtype, order):
     assert got == expected
     assert len({tuple(history["loss"]) for history, _ in got[1]}) == count
     assert set(got[1][0][0]) == {"loss", "accuracy", "learning_rate"}
+
+
+def types_of(arguments):
+    return [(np.dtype(type(a)) if np.isscalar(a) else a.dtype, np.ndim(a)) for a in arguments]
+
+
+@needs_simulator
+def test_what_is_compiled_ahead_is_what_models_at_once_ask_for(monkeypatch):
+    asked, compiled = [], []
+    monkeypatch.setattr(fleet, "batched", lambda *given: asked.append(batched.batched(*given)) or asked[-1])
+    models = deep(2, "float32")
+    dlcore.fit_many(models, *data(), batch_size=8, verbose=0)
+
+    def cubin(kernel, arguments, arch):
+        compiled.append((kernel.name, arguments))
+
+    monkeypatch.setattr(ahead, "cubin", cubin)
+    monkeypatch.setattr(ahead, "argument_types", types_of)
+    monkeypatch.setattr(ahead, "BATCHES", (8,))
+    ahead.compile_ahead(models[1].program, 90, many=True)
+    (train,) = asked
+    assert all(launch.kernel.name.startswith("batched_") for launch in train[:-1])  # the last moves the cursor
+    assert [each for each in train if (each.kernel.name, types_of(each.arguments)) not in compiled] == []
 
 
 def test_before_and_after_models_go_on_by_themselves():

@@ -49,7 +49,7 @@ def _factors(size, dtype):
     """State of the rows and columns of a matrix of ``size`` elements, and its tables."""
     columns = max(d for d in (1, 2, 3, 5, 1031) if size % d == 0)
     found = factors_of([(size // columns, columns)], [0])
-    return np.random.default_rng(size).uniform(0.5, 1.5, found.size).astype(dtype), found.tensors
+    return np.random.default_rng(size).uniform(0.5, 1.5, found.size).astype(dtype), found.tensors, found.panels
 
 
 def _updated(rule, operands, offsets):
@@ -58,7 +58,7 @@ def _updated(rule, operands, offsets):
     views = [view for _, view in placed]
     if rule.by_tensor:
         size = views[0].size
-        state = _factors(size, views[0].dtype) if rule.factors else (None, None)
+        state = _factors(size, views[0].dtype) if rule.factors else (None,) * 3
         views = [*views[:3], views[3].reshape(1, -1), tensor_blocks([size], [0]), *state]
     launches = plan(Instruction(f"optimizer_update{'_by_tensor' if rule.by_tensor else ''}", views, rule), views)
     assert len(launches) == 1
@@ -82,7 +82,7 @@ def _one_by_one(rule, operands):
     first = UNIFORM_HEADER + len(low.uniforms)
     rest = [*u[first:], *u[UNIFORM_HEADER:first]]
     new_w, new_slots = w.copy(), slots.copy()
-    factors, ((_, rows, columns, _, _),) = _factors(w.size, w.dtype)
+    factors, ((_, rows, columns, _, _),), _ = _factors(w.size, w.dtype)
     for i in range(w.size):
         of = [factors[1 + i // columns] / factors[0], factors[1 + rows + i % columns]] if rule.factors else []
         results = update(w[i] * u[2], g[i] * u[0] + u[1] * w[i], *slots[:, i], *of, *rest)

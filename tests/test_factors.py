@@ -23,12 +23,14 @@ def test_panels_cover_every_tensor():
     ]
     assert found.size == rows + columns + 29
     assert found.panels[:4, :5].tolist() == [
-        [0, 0, rows, 0, columns], [0, 0, rows, columns, columns + 5],
-        [0, rows, rows + 3, 0, columns], [0, rows, rows + 3, columns, columns + 5],
+        [0, rows, 0, 0, columns], [0, rows, 0, columns, columns + 5],
+        [rows, rows + 3, 0, 0, columns], [rows, rows + 3, 0, columns, columns + 5],
     ]  # fmt: skip
-    heights = found.panels[:, 2] - found.panels[:, 1] + found.panels[:, 4] - found.panels[:, 3]
-    assert found.panels[:, 5].tolist() == [0, *np.cumsum(heights)[:-1]]
-    assert found.sums == heights.sum()
+    assert found.panels[4:, :5].tolist() == [[0, 1, 1, 0, 7], [0, 6, 2, 0, 4]]
+    heights, widths = found.panels[:, 1] - found.panels[:, 0], found.panels[:, 4] - found.panels[:, 3]
+    assert found.panels[:, 5].tolist() == [0, *np.cumsum(heights + widths)[:-1]]
+    assert found.sums == (heights + widths).sum()
+    assert found.panels[:, 6].tolist() == [0, *np.cumsum(heights * widths)[:-1]]
 
 
 def factored(name, shape, dtype, steps=3, **values):

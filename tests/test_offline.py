@@ -64,8 +64,8 @@ def test_a_table_of_one_kernel(tools, tmp_path):
 _BAD = r"""
 import json, numba, numpy as np
 from numba import cuda
-from bench.machine import assemble, ptx_of
-from bench.sass import Budgets, Failure, _compile, breaches
+from bench.machine import assemble, codes, ptx_of
+from bench.sass import Budgets, Failure, breaches, compile_all
 from dlcore.kernels.cuda.launch import Entry
 from dlcore.kernels.cuda.vector import access
 
@@ -105,12 +105,13 @@ def indexed(x):
 
 budget = Budgets().defaults
 vector = budget._replace(vector=("LDG", "STG"))
-told = {}
+told, binaries = {}, []
 for function in (scope["spilling"], promoting, indexed, wide, narrow):
     options = {"launch_bounds": 1024} if function.__name__ == "spilling" else {}  # 64 registers
     signature = (kind,) * function.__code__.co_argcount
     name = f"op/{function.__name__}/float32"
-    code = assemble(name, ptx_of(Entry(name, function, signature, options, False), 90), 90)
+    binaries.append(assemble(name, ptx_of(Entry(name, function, signature, options, False), 90), 90))
+for function, code in zip((scope["spilling"], promoting, indexed, wide, narrow), codes(binaries), strict=True):
     told[function.__name__] = breaches(code, vector if function in (wide, narrow) else budget, False)
     if function is promoting:
         told["promoting, allowed"] = breaches(code, budget, True)
@@ -118,8 +119,10 @@ for function in (scope["spilling"], promoting, indexed, wide, narrow):
 def untyped(x):
     x[0] = x.no_such_attribute
 
-failure = _compile(Entry("op/untyped/float32", untyped, (kind,), {}, False), 90)
+pair = [Entry(f"op/{f.__name__}/float32", f, (kind,), {}, False) for f in (untyped, promoting)]
+failure, beside = compile_all(pair, [90])
 told["untyped"] = [isinstance(failure, Failure), failure.name, failure.arch, len(failure.message.splitlines())]
+told["beside"] = beside.name
 print(json.dumps(told))
 """
 
@@ -129,6 +132,25 @@ def told(tools):
     done = _python("-c", _BAD)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+_APART = r"""
+from bench import sass
+from bench.kernels import entries
+from bench.machine import ptx_of
+
+chosen = [e for e in entries(["relu", "adam"]) if "optimizer_update[adam]=" in e.name or "slope_and_sum" in e.name][:4]
+chosen += [e for e in entries(["relu", "adam"]) if "tensor_bfloat16" in e.name][:1]  # not for the oldest
+together = sass.compile_all(chosen, [75, 90, 120])
+sass.ptx_for = lambda entry, architectures: [ptx_of(entry, arch) for arch in architectures]
+print([e.oldest for e in chosen][-1], len(together), together == sass.compile_all(chosen, [75, 90, 120]))
+"""
+
+
+def test_architectures_that_share_a_pass_of_numba_get_the_same_code(tools):
+    """As each of them would by itself."""
+    done = _python("-c", _APART)
+    assert (done.returncode, done.stdout) == (0, "80 14 True\n"), done.stderr
 
 
 def test_a_spill_is_reported(told):
@@ -154,6 +176,7 @@ def test_lost_128_bit_access_is_reported(told):
 
 def test_a_kernel_that_does_not_compile_is_reported(told):
     assert told["untyped"] == [True, "op/untyped/float32", 90, 1]
+    assert told["beside"] == "op/promoting/float32"  # is looked at all the same
 
 
 # ------------------------------------------------------------------------------------ reading, without the tools

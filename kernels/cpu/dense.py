@@ -109,7 +109,7 @@ def sum_chunks_update(rule, sums, g, w, slots, uniforms, offset):
     sum_chunks(sums, g)
     stride = slots.shape[1] * g.itemsize
     state = slots.ctypes.data + int(offset) * g.itemsize
-    call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, g.size, 0.0, 0)
+    call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, g.size)
 
 
 def dense_backward_w(gemm, kernels, scratch, thread, threads, x, dz, dw):
@@ -133,9 +133,7 @@ def dense_update(rule, gemm, kernels, scratch, thread, threads, x, dz, dw, w, sl
         rows = min(slab, last - row)
         _gradient(gemm, kernels, scratch, x, dz, dw, row, rows)
         at = row * n * size
-        call_update(
-            rule, w.ctypes.data + at, dw.ctypes.data + at, state + at, stride, uniforms.ctypes.data, rows * n, 0.0, 0
-        )
+        call_update(rule, w.ctypes.data + at, dw.ctypes.data + at, state + at, stride, uniforms.ctypes.data, rows * n)
 
 
 def _gradient(gemm, kernels, scratch, x, dz, dw, first, rows):

@@ -27,6 +27,7 @@ from . import (
     by_tensor,
     dense,
     dropout,
+    factors,
     finite,
     gemm,
     group_norm,
@@ -58,7 +59,7 @@ _FROM_CONTEXT = {
 def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
     for module in (
-        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, finite, accumulation,
+        dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, factors, finite, accumulation,
         sharpness, dropout, products, threads,
     ):  # fmt: skip
         body = getattr(module, op, None)
@@ -216,7 +217,7 @@ def checked_entry(step: Instruction) -> Any:
 
 _PART = {
     "dense_forward": "value", "dense_forward_columns": "value", "activation_forward": "value", "block_sums": "summands",
-    "factor_sums": "terms", "factored_update": "step",
+    "factor_sums": "terms", "factored_update": "step", "panel_sums": "summands",
 }  # fmt: skip
 _DEFAULT_PART = {"activation": "slope", "loss": "loss", "optimizer": "update"}
 IDENTITY = "linear"  # the activation that needs no call

@@ -19,6 +19,7 @@ from numba import types
 from numba.core import cgutils, config
 
 from .. import compile as compiler
+from ..native import emit_prefetch
 from .machine import intrinsic
 
 _I64 = ir.IntType(64)
@@ -107,10 +108,7 @@ class Emitter:
 
     def prefetch(self, address: Any, offset: int = 0, write: bool = False) -> None:
         """Fetch the cache line there, to be read or to be written."""
-        byte = ir.IntType(8).as_pointer()
-        function = self.function("llvm.prefetch.p0", ir.VoidType(), [byte, _I32, _I32, _I32])
-        options = [ir.Constant(_I32, option) for option in (int(write), 3, 1)]  # into all caches, data
-        self.b.call(function, [self.at(address, offset, ir.IntType(8)), *options])
+        emit_prefetch(self.b, self.at(address, offset, ir.IntType(8)), write)
 
     def loop(self, count: Any, body: Any) -> None:
         """``body()``, ``count`` times."""

@@ -45,7 +45,7 @@ def chunk_count(rows: int) -> int:
 
 
 _DIVISION = {
-    "record": "one", "optimizer_begin": "one", "optimizer_update": "parts", "optimizer_update_by_tensor": "parts",
+    "record": "one", "optimizer_begin": "one", "optimizer_update": "parts",
     "factor_sums": "parts", "factored_update": "parts", "factor_update": "parts",
     "restore_weights": "parts", "weight_penalty_gradient": "parts", "constrain_norm": "parts",
     "constrain_non_negative": "parts",
@@ -98,8 +98,14 @@ _NEW = [
     declare("end_turn", "+turn:Q[i] +batches:Q[i] +step:Q[i] +uniforms:U", "the rest of accumulate_gradient",
             scalars="steps", division="one"),
     declare("block_squares", "g:P blocks:Bt[i] >partial:Bs[d]", "sums of g^2 over the blocks", division="parts"),
-    declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] factors?:F tensors?:Tf[i] >partial:Bs[d]",
+    declare("block_sums", "w:P g:P slots:SP uniforms:U blocks:Bt[i] >partial:Bs[d]",
             "sums of the rule's summands over the blocks", rule="optimizer", division="parts"),
+    declare("block_update", "+w:P g:P +slots:SP rows:TV blocks:Bt[i]", "optimizer_update_by_tensor",
+            rule="optimizer", division="parts"),
+    declare("panel_sums", "w:P g:P slots:SP factors:F uniforms:U tensors:Tf[i] panels:Dp[i] >partial:Ds[d]",
+            "the same over panels, with factors of row and column", rule="optimizer", division="parts"),
+    declare("panel_update", "+w:P g:P +slots:SP factors:F rows:TV tensors:Tf[i] panels:Dp[i]",
+            "the same over panels, with the factors of row and column", rule="optimizer", division="parts"),
     declare("norms_of_tensors", "partial:Bs[d] hyper:K[d] uniforms:U blocks:Bt[i] >rows:TV",
             "rows of clip_by_norm", division="one"),
     declare("sums_of_tensors", "partial:Bs[d] uniforms:U blocks:Bt[i] >rows:TV", "rows of tensor_sums", division="one"),
@@ -120,6 +126,7 @@ MADE_OF_STEPS = (
     "clip_by_global_norm",
     "clip_by_norm",
     "tensor_sums",
+    "optimizer_update_by_tensor",
 )
 
 STEPS: dict[str, Op] = {
@@ -205,11 +212,20 @@ def expand(instruction: Instruction) -> Iterator[Instruction]:
         yield step("block_squares", [g, blocks, partial])
         yield step("norms_of_tensors", [partial, hyper, uniforms, blocks, rows])
     elif name == "tensor_sums":
-        *_, uniforms, blocks, _, _, rows = operands
-        partial = _temporary("partial", (blocks.shape[0], rows.shape[1] - uniforms.shape[0]), np.float64)
-        if partial.shape[1]:
-            yield step("block_sums", [*operands[:-1], partial], instruction.rule)
-        yield step("sums_of_tensors", [partial, uniforms, blocks, rows])
+        w, g, slots, uniforms, blocks, factors, tensors, panels, rows = operands
+        parts = panels if instruction.rule.factors else blocks
+        partial = _temporary("partial", (parts.shape[0], rows.shape[1] - uniforms.shape[0]), np.float64)
+        if partial.shape[1] and instruction.rule.factors:
+            yield step("panel_sums", [w, g, slots, factors, uniforms, tensors, panels, partial], instruction.rule)
+        elif partial.shape[1]:
+            yield step("block_sums", [w, g, slots, uniforms, blocks, partial], instruction.rule)
+        yield step("sums_of_tensors", [partial, uniforms, parts, rows])
+    elif name == "optimizer_update_by_tensor":
+        w, g, slots, rows, blocks, factors, tensors, panels = operands
+        if instruction.rule.factors:
+            yield step("panel_update", [w, g, slots, factors, rows, tensors, panels], instruction.rule)
+        else:
+            yield step("block_update", [w, g, slots, rows, blocks], instruction.rule)
     else:
         yield step(name, operands, instruction.rule, instruction.scalars)
 

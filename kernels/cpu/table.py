@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..instructions import CHUNKS, ROWS, Instruction
-from . import by_tensor, dropout, entries, gemm
+from . import dropout, entries, factors, gemm
 from .entries import WORDS
 from .interpreter import aligned
 from .schedule import order, with_barriers
@@ -107,7 +107,7 @@ def scratch_bytes(step: Instruction) -> int:
     if step.op.name.startswith("dense_"):
         return gemm.SCRATCH
     if any(spec.name == "factors" for spec in step.op.operands):
-        return by_tensor.SCRATCH
+        return factors.SCRATCH
     if "norm" not in step.op.name:
         return dropout.SCRATCH
     columns = max(operand.shape[-1] for operand in step.operands if operand is not None)

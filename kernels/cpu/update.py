@@ -68,9 +68,9 @@ def _update(rule, thread, threads, w, g, state, stride, uniforms):
     first = head + blocks * thread // threads * NORM_BLOCK
     last = min(w.size, head + blocks * (thread + 1) // threads * NORM_BLOCK)
     if thread == 0 and head > 0:
-        call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, head, 0.0, 0)
+        call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, head)
     if last > first:
         at = first * w.itemsize
         call_update(
-            rule, w.ctypes.data + at, g.ctypes.data + at, state + at, stride, uniforms.ctypes.data, last - first, 0.0, 0
+            rule, w.ctypes.data + at, g.ctypes.data + at, state + at, stride, uniforms.ctypes.data, last - first
         )

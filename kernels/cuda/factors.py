@@ -31,12 +31,12 @@ def {name}(w, g, {slots}factors, u, tensors, panels, sums):
     lane = cuda.threadIdx.x
     warp = cuda.threadIdx.y
     panel = panels[cuda.blockIdx.x]
-    tensor = tensors[panel[0]]
-    height = panel[2] - panel[1]
+    tensor = tensors[panel[2]]
+    height = panel[1] - panel[0]
     width = panel[4] - panel[3]
     at = panel[5]
-    first = tensor[0] + panel[1] * tensor[2] + panel[3]
-    along = tensor[3] + 1 + panel[1]
+    first = tensor[0] + panel[0] * tensor[2] + panel[3]
+    along = tensor[3] + 1 + panel[0]
     down = tensor[3] + 1 + tensor[1] + panel[3]
 {uniforms}
     for i in range(warp, height, {DEPTH}):
@@ -160,7 +160,7 @@ def {name}(sums, u, tensors, panels, factors):
             p = tensor[4] + j // {PANEL_COLUMNS}
             for k in range(down):
                 panel = panels[p + k * across]
-                total = merge(total, sums[panel[5] + panel[2] - panel[1] + j % {PANEL_COLUMNS}])
+                total = merge(total, sums[panel[5] + panel[1] - panel[0] + j % {PANEL_COLUMNS}])
             factors[place + i] = {of_column}
 """
 
