@@ -329,7 +329,7 @@ def info(arguments: argparse.Namespace) -> None:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": f"{processor}: {' '.join(features)}",
         "cores": len(available() or ()) or os.cpu_count(),
-        "threads": f"{get_num_threads()}, waiting by {'futex' if HAS_FUTEX else 'yielding and conditions'}",
+        "threads": f"{get_num_threads()}, waiting by {'futex' if HAS_FUTEX else 'mutex and condition'}",
         "vectors": f"{8 * microkernel.vector_bytes()} bits",
         **_gpus(),
         "device": _chosen(),

@@ -271,6 +271,40 @@ def test_an_interrupt_leaves_the_pool_usable():
     assert block[_ROUNDS + 2] == 0
 
 
+def test_an_interrupt_at_any_instruction_leaves_the_pool_usable():
+    out = python("""
+        import itertools, sys
+        def interrupt_at(instruction):
+            seen = itertools.count(1)
+            def trace(frame, event, argument):
+                if frame.f_code.co_filename != threads.__file__:
+                    return None
+                frame.f_trace_opcodes = True
+                if event == "opcode" and next(seen) == instruction:
+                    raise KeyboardInterrupt
+                return trace
+            return trace
+        block = t.meeting(20, 2)
+        assert t.calls(2) == [1, 1]
+        t.entry(t.meet)
+        for instruction in itertools.count(1):
+            time.sleep(1e-3)  # the worker sleeps
+            sys.settrace(interrupt_at(instruction))
+            try:
+                threads.run(t.entry(t.meet), block.ctypes.data, 2)
+                break
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            assert t.calls(2) == [1, 1]
+        print(instruction, block[t._ROUNDS + 2])
+    """)
+    instructions, errors = out.split()
+    assert int(instructions) > 20
+    assert errors == "0"
+
+
 def test_a_closed_pool_says_so(monkeypatch):
     pool = threads._Pool()
     monkeypatch.setattr(threads, "_pool", pool)

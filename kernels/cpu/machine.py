@@ -1,18 +1,20 @@
 """What threads need from the machine: atomic words, pauses, futexes, affinity, and the floating-point control.
 
 Each function works on int64 addresses and is compiled into its caller. Where a machine or a system lacks one, it does
-nothing and says so through its result; :data:`HAS_FUTEX` tells which way of waiting there is. Code that depends on it
-names :data:`VARIANT` among the meanings it is compiled under.
+nothing and says so through its result. Threads sleep in a futex, which Windows has under another name; elsewhere in the
+lot, a mutex and a condition variable of the whole process. :data:`HAS_FUTEX` tells which; code that depends on it names
+:data:`VARIANT` among the meanings it is compiled under.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
@@ -25,24 +27,45 @@ LINUX = sys.platform.startswith("linux")
 WINDOWS = os.name == "nt"
 
 _FUTEX_CALL = {"x86_64": 202, "aarch64": 98}.get(platform.machine(), 0)
-HAS_FUTEX = LINUX and _FUTEX_CALL != 0 and sys.maxsize > 2**32 and os.environ.get("DLCORE_NO_FUTEX") != "1"
-VARIANT = "futex" if HAS_FUTEX else "portable"
+HAS_FUTEX = WINDOWS or (LINUX and _FUTEX_CALL != 0 and sys.maxsize > 2**32 and os.environ.get("DLCORE_NO_FUTEX") != "1")
+VARIANT = "futex" if HAS_FUTEX else "lot"
 
 CYCLES_PER_MICROSECOND = 3000  # of cycle_counter(); an x86 counts 2000 to 4000
 AFFINITY_WORDS = 16  # of a CPU mask: 1024 CPUs
 
 _I32, _I64, _VOID = ir.IntType(32), ir.IntType(64), ir.VoidType()
 _FUTEX_WAIT, _FUTEX_WAKE = 128, 129  # of this process only
+_EVERYBODY = 2**31 - 1
 _FTZ_DAZ = 0x8040  # MXCSR: results flush to zero (15), operands that are denormal count as zero (6)
 _FZ = 1 << 24  # FPCR: both
 
-if WINDOWS:  # the compiled code finds its symbols among those of the C runtime, where this one is not
-    import ctypes
+_LOT = "dlcore_lot"  # the name by which compiled code finds the lot
+_MUTEX, _CONDITION, _LOT_BYTES = 0, 128, 256  # where they lie in it; each takes 40 to 64 bytes
+_lot: Any = None
 
-    from llvmlite import binding
+if WINDOWS:  # the compiled code finds its symbols among those of the C runtime, where these are not
+    for _library, _names in (("kernel32", ["SwitchToThread"]), ("kernelbase", ["WaitOnAddress", "WakeByAddressAll"])):
+        for _name in _names:
+            _function = getattr(getattr(vars(ctypes)["windll"], _library), _name)
+            binding.add_symbol(_name, ctypes.cast(_function, ctypes.c_void_p).value)
 
-    _kernel32: Any = vars(ctypes)["windll"].kernel32
-    binding.add_symbol("SwitchToThread", ctypes.cast(_kernel32.SwitchToThread, ctypes.c_void_p).value)
+
+def open_lot() -> None:
+    """Make the lot, or make it anew in a forked child, where its mutex may be that of a thread that is not there."""
+    global _lot
+    if HAS_FUTEX:
+        return
+    if _lot is None:
+        _lot = ctypes.create_string_buffer(_LOT_BYTES)
+        binding.add_symbol(_LOT, ctypes.addressof(_lot))
+    ctypes.memset(_lot, 0, _LOT_BYTES)
+    process = ctypes.CDLL(None)
+    for name, offset in (("pthread_mutex_init", _MUTEX), ("pthread_cond_init", _CONDITION)):
+        if error := getattr(process, name)(ctypes.byref(_lot, offset), None):
+            raise OSError(error, f"{name}: {os.strerror(error)}")
+
+
+open_lot()
 
 
 def _pointer(builder: Any, address: Any, element: Any = _I64) -> Any:
@@ -146,30 +169,66 @@ def cycle_counter(typing_context):
     return types.int64(), codegen
 
 
-def _futex(builder: Any, operation: int, address: Any, *value_and_timeout: Any) -> Any:
-    zero = _int(0)
-    words = (_int(_FUTEX_CALL), address, _int(operation), *value_and_timeout, zero, zero)
-    return _call(builder, "syscall", _I64, *words, var_arg=True)
+def _futex(builder: Any, operation: int, address: Any, value: Any, timeout: Any) -> None:
+    words = (_int(_FUTEX_CALL), address, _int(operation), value, timeout, _int(0), _int(0))
+    _call(builder, "syscall", _I64, *words, var_arg=True)
+
+
+def _wait_on_address(builder: Any, address: Any, expected: Any, timeout: Any) -> None:
+    nanoseconds = builder.load(_pointer(builder, builder.add(timeout, _int(8))))
+    milliseconds = builder.trunc(builder.udiv(nanoseconds, _int(1_000_000)), _I32)
+    value = builder.ptrtoint(cgutils.alloca_once_value(builder, expected), _I64)
+    _call(builder, "WaitOnAddress", _I32, address, value, _int(8), milliseconds)
+
+
+def _in_lot(builder: Any, name: str, *offsets: int) -> None:
+    """Call a function of POSIX threads on what lies at these offsets of the lot."""
+    lot = builder.module.globals.get(_LOT)
+    if lot is None:
+        lot = ir.GlobalVariable(builder.module, ir.ArrayType(ir.IntType(8), _LOT_BYTES), _LOT)
+    start = builder.ptrtoint(lot, _I64)
+    _call(builder, name, _I32, *(builder.add(start, _int(offset)) for offset in offsets))
 
 
 @intrinsic
-def futex_wait(typing_context, address, expected, timespec_address):
-    """Sleep while the low half of the word is that of ``expected``, until a wake, a signal or the time-out."""
+def sleep_while(typing_context, address, expected, timeout):
+    """Sleep while the word is ``expected``, until a wake, or sooner.
+
+    ``timeout`` is the address of two words, seconds (0) and nanoseconds; the lot needs none.
+    """
 
     def codegen(context, builder, signature, arguments):
-        return _futex(builder, _FUTEX_WAIT, *arguments) if HAS_FUTEX else _int(-1)
+        if WINDOWS:
+            _wait_on_address(builder, *arguments)
+        elif HAS_FUTEX:  # it looks at the low half of the word
+            _futex(builder, _FUTEX_WAIT, *arguments)
+        else:
+            _in_lot(builder, "pthread_mutex_lock", _MUTEX)
+            word = builder.load_atomic(_pointer(builder, arguments[0]), ordering="seq_cst", align=8)
+            with builder.if_then(builder.icmp_signed("==", word, arguments[1])):
+                _in_lot(builder, "pthread_cond_wait", _CONDITION, _MUTEX)
+            _in_lot(builder, "pthread_mutex_unlock", _MUTEX)
+        return context.get_dummy_value()
 
-    return types.int64(types.int64, types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
-def futex_wake(typing_context, address, count):
-    """Wake up to ``count`` sleepers on the word and return how many there were."""
+def wake_sleepers(typing_context, address):
+    """Wake all who sleep on the word, which has been changed; in the lot, who sleeps on another one sleeps on."""
 
     def codegen(context, builder, signature, arguments):
-        return _futex(builder, _FUTEX_WAKE, *arguments, _int(0)) if HAS_FUTEX else _int(-1)
+        if WINDOWS:
+            _call(builder, "WakeByAddressAll", _VOID, *arguments)
+        elif HAS_FUTEX:
+            _futex(builder, _FUTEX_WAKE, *arguments, _int(_EVERYBODY), _int(0))
+        else:
+            _in_lot(builder, "pthread_mutex_lock", _MUTEX)
+            _in_lot(builder, "pthread_cond_broadcast", _CONDITION)
+            _in_lot(builder, "pthread_mutex_unlock", _MUTEX)
+        return context.get_dummy_value()
 
-    return types.int64(types.int64, types.int64), codegen
+    return types.void(types.int64), codegen
 
 
 # ---------------------------------------------------------------------------------------------------------- CPUs

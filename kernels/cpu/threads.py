@@ -27,19 +27,19 @@ from .crowd import Crowd, available, clocks
 from .machine import (
     AFFINITY_WORDS,
     CYCLES_PER_MICROSECOND,
-    HAS_FUTEX,
     VARIANT,
     atomic_add,
     current_cpu,
     cycle_counter,
-    futex_wait,
-    futex_wake,
     get_affinity,
     load_acquire,
+    open_lot,
     pause,
     sched_yield,
     set_affinity,
+    sleep_while,
     store_release,
+    wake_sleepers,
 )
 
 MOST_ANYWHERE = 64  # threads that may be asked for on any machine, however few CPUs it has
@@ -86,23 +86,19 @@ def _wait(word, value, waiters):
     """Return when the word is no longer ``value``."""
     if _watch(word, value, waiters):
         return
-    if HAS_FUTEX:
-        store_release(waiters + _TIMEOUT, 0)
-        store_release(waiters + _TIMEOUT + 8, _TIMEOUT_NANOSECONDS)
-        atomic_add(waiters + _SLEEPERS, 1)
-        while load_acquire(word) == value:
-            futex_wait(word, value, waiters + _TIMEOUT)
-        atomic_add(waiters + _SLEEPERS, -1)
-    else:
-        while load_acquire(word) == value:
-            sched_yield()
+    store_release(waiters + _TIMEOUT, 0)
+    store_release(waiters + _TIMEOUT + 8, _TIMEOUT_NANOSECONDS)
+    atomic_add(waiters + _SLEEPERS, 1)
+    while load_acquire(word) == value:
+        sleep_while(word, value, waiters + _TIMEOUT)
+    atomic_add(waiters + _SLEEPERS, -1)
 
 
 @compiler.CPU.inline
 def _wake(word, waiters):
     """Wake who sleeps on the word, which has just been changed by an atomic_add."""
-    if HAS_FUTEX and load_acquire(waiters + _SLEEPERS) > 0:
-        futex_wake(word, MOST_ANYWHERE << 16)
+    if load_acquire(waiters + _SLEEPERS) > 0:
+        wake_sleepers(word)
 
 
 BARRIER_WORDS = 24  # int64 words of a barrier's control block
@@ -138,8 +134,6 @@ _DONE, _LAUNCHER, _WORKERS = _LINE, 2 * _LINE, 3 * _LINE
 _OWN, _SERVED, _MASK = _LINE, _LINE + 32, 2 * _LINE
 _WORKER_SIZE = 2 * _LINE + 2 * 8 * AFFINITY_WORDS
 
-_STOPPED, _IDLE = 0, 1
-
 
 @compiler.CPU.inline
 def _worker(control, thread):
@@ -169,8 +163,11 @@ def _leave_launcher(cpu, threads, mask):
         set_affinity(mask)
 
 
-def post(control, entry, argument, threads):
-    """Hand the job to workers 1 to ``threads - 1``; entry 0 tells them to stop."""
+def launch(control, entry, argument, threads):
+    """Hand the job to workers 1 to ``threads - 1``, do the share of thread 0, and wait for the others.
+
+    Entry 0 tells the workers to stop.
+    """
     store_release(control + _ENTRY, entry)
     store_release(control + _ARGUMENT, argument)
     store_release(control + _THREADS, threads)
@@ -180,29 +177,13 @@ def post(control, entry, argument, threads):
         ticket = _worker(control, thread)
         atomic_add(ticket, 1)
         _wake(ticket, ticket + _OWN)
-
-
-def complete(control):
-    """Do the share of thread 0 in the posted job, if there is one, and wait for the others."""
-    entry = load_acquire(control + _ENTRY)
     if entry == 0:
         return
-    workers = load_acquire(control + _THREADS) - 1
-    call_entry(entry, load_acquire(control + _ARGUMENT), 0)
+    call_entry(entry, argument, 0)
     done = load_acquire(control + _DONE)
-    while done != workers:
+    while done != threads - 1:
         _wait(control + _DONE, done, control + _LAUNCHER)
         done = load_acquire(control + _DONE)
-    store_release(control + _ENTRY, 0)
-
-
-_post, _complete = compiler.CPU.inline(post), compiler.CPU.inline(complete)
-
-
-def launch(control, entry, argument, threads):
-    """Post a job and complete it."""
-    _post(control, entry, argument, threads)
-    _complete(control)
 
 
 def alone(entry, argument):
@@ -211,18 +192,14 @@ def alone(entry, argument):
 
 
 def serve(control, thread):
-    """Do the share of worker ``thread`` in every job, until told to stop; where there is no futex, until idle."""
+    """Do the share of worker ``thread`` in every job, until told to stop."""
     ticket = _worker(control, thread)
     while True:
-        served = load_acquire(ticket + _SERVED)
-        if HAS_FUTEX:
-            _wait(ticket, served, ticket + _OWN)
-        elif not _watch(ticket, served, ticket + _OWN):
-            return _IDLE
+        _wait(ticket, load_acquire(ticket + _SERVED), ticket + _OWN)
         store_release(ticket + _SERVED, load_acquire(ticket))
         entry = load_acquire(control + _ENTRY)
         if entry == 0:
-            return _STOPPED
+            return
         threads = load_acquire(control + _THREADS)
         _leave_launcher(load_acquire(control + _LAUNCHER_CPU), threads, ticket + _MASK)
         call_entry(entry, load_acquire(control + _ARGUMENT), thread)
@@ -231,11 +208,9 @@ def serve(control, thread):
 
 
 _SIGNATURES = {
-    post: types.void(*[types.int64] * 4),
-    complete: types.void(types.int64),
     launch: types.void(*[types.int64] * 4),
     alone: types.void(types.int64, types.int64),
-    serve: types.int64(types.int64, types.int64),
+    serve: types.void(types.int64, types.int64),
 }
 
 
@@ -254,12 +229,10 @@ class _Pool:
     def __init__(self) -> None:
         self.capacity = max(MOST_ANYWHERE, os.cpu_count() or 1)
         size = _WORKERS + self.capacity * _WORKER_SIZE
-        memory = np.zeros(size // 8 + _LINE // 8, np.int64)
-        self.words = memory[(-memory.ctypes.data % _LINE) // 8 :]
-        self.control = self.words.ctypes.data
+        self.memory = np.zeros(size // 8 + _LINE // 8, np.int64)
+        self.control = self.memory.ctypes.data + -self.memory.ctypes.data % _LINE
         # one job at a time; reentrant, so that an interrupt between taking and releasing costs its thread nothing
         self.lock = threading.RLock()
-        self.posted = threading.Condition()  # where workers wait that cannot use a futex
         self.workers: list[threading.Thread] = []
         self.error: BaseException | None = None
         self.closed = False
@@ -279,7 +252,7 @@ class _Pool:
             raise ValueError(f"threads is {threads}; expected 1 to {self.capacity}")
         if self.closed:
             raise RuntimeError("the interpreter is shutting down; jobs run with threads=1 now")
-        for body in (serve, launch) if HAS_FUTEX else (serve, post, complete):
+        for body in (serve, launch):
             _native(body)  # what fails to compile does so here, in the thread of the caller
         for thread in range(len(self.workers) + 1, threads):
             worker = threading.Thread(target=self.work, args=(thread,), name=f"dlcore-{thread}", daemon=True)
@@ -287,27 +260,13 @@ class _Pool:
             self.workers.append(worker)
 
     def launch(self, entry: int, argument: int, threads: int) -> None:
-        if HAS_FUTEX:
-            _native(launch)(self.control, entry, argument, threads)
-            return
-        try:
-            _native(post)(self.control, entry, argument, threads)
-            with self.posted:
-                self.posted.notify_all()
-        finally:  # an interrupt must not leave workers at a barrier that thread 0 never reaches
-            _native(complete)(self.control)
-
-    def has_ticket(self, thread: int) -> bool:
-        first = (_WORKERS + (thread - 1) * _WORKER_SIZE) // 8
-        return bool(self.words[first] != self.words[first + _SERVED // 8])
+        _native(launch)(self.control, entry, argument, threads)  # one call: an interrupt comes before it or after it
 
     def work(self, thread: int) -> None:
         """The life of a worker thread."""
         while True:
             try:
-                while _native(serve)(self.control, thread) == _IDLE:
-                    with self.posted:
-                        self.posted.wait_for(functools.partial(self.has_ticket, thread))
+                _native(serve)(self.control, thread)
                 return
             except BaseException as error:  # the caller of run raises it; without this worker the job would not end
                 self.error = error
@@ -330,6 +289,7 @@ _pool = _Pool()
 def _after_fork() -> None:
     """The workers stayed in the parent, and the lock may have been theirs."""
     global _pool
+    open_lot()
     _pool = _Pool()
 
 
