@@ -18,9 +18,10 @@ class Machine:
     def job(self, found, asked, seconds, share, ours, free):
         """Run a job; its calling thread has ``share`` of a core, the process ``ours``, and others leave ``free``."""
         granted = found.limit(asked)
+        due = granted > 1 and found.due()
         self.now += seconds
         self.idle += max(0, free - granted) * seconds
-        if granted > 1:
+        if due:
             found.count(granted, seconds, share * seconds, ours * seconds)
         return granted
 
@@ -43,6 +44,14 @@ def _run(machine, found, seconds, *arguments):
 def test_a_quiet_machine_gives_what_is_asked_for(machine):
     assert set(_run(machine, crowd.Crowd(), 0.5, 1.0, 4.0, 4)) == {4}
     assert set(_run(machine, crowd.Crowd(), 0.5, 1.0, 1.5, 4)) == {4}  # though most of it is for the calling thread
+
+
+def test_the_clocks_are_read_now_and_then(machine):
+    found, counted = crowd.Crowd(), []
+    for _ in range(1000):
+        counted.append(found.due())
+        machine.now += 20e-6
+    assert 90 <= sum(counted) <= 110  # one in ten
 
 
 def test_an_interruption_of_ten_milliseconds_is_no_crowd(machine):
@@ -112,9 +121,16 @@ def test_the_pool_asks(monkeypatch):
 
 def test_the_pool_tells(monkeypatch):
     told = []
-    asked = types.SimpleNamespace(limit=lambda threads: threads, count=lambda *figures: told.append(figures))
+    due = iter([True, False])
+    asked = types.SimpleNamespace(
+        limit=lambda threads: threads, due=lambda: next(due), count=lambda *figures: told.append(figures)
+    )
     monkeypatch.setattr(threads._pool, "crowd", asked)
     with threads.pool(2):
+        pass
+    with threads.pool(2):
+        pass
+    with threads.pool(2, meet=False):
         pass
     with threads.pool(1):
         pass

@@ -14,6 +14,7 @@ import time
 _WINDOW = 0.05  # seconds of jobs that are judged together: one interruption of ten milliseconds is no crowd
 _LOST = 0.25  # share of them off the core from which on it is one,
 _OURS = 0.6  # unless this process had this share of the cores that its threads can take
+_EVERY = 2e-4  # seconds from a job that is looked at to the next: to read the clocks before and after takes 3 us
 _REST = 0.03  # seconds after which idle cores are counted, and taken again; the system tells them in hundredths
 _STAT = "/proc/stat"
 
@@ -55,7 +56,8 @@ class Crowd:
     """
 
     def __init__(self) -> None:
-        self._wall = self._lost = self._used = 0.0  # since the window began
+        self._next = 0.0  # when a job is to be looked at again
+        self._wall = self._lost = self._used = 0.0  # of the jobs looked at since the window began
         self._most = 0  # threads; 0: there is no crowd
         self._since = 0.0
         self._idle: float | None = None
@@ -78,8 +80,16 @@ class Crowd:
     def _look(self) -> None:
         self._since, self._idle = time.perf_counter(), _idle_seconds()
 
+    def due(self) -> bool:
+        """Whether the job that begins now is to be counted."""
+        now = time.perf_counter()
+        if now < self._next:
+            return False
+        self._next = now + _EVERY
+        return True
+
     def count(self, threads: int, wall: float, running: float, used: float) -> None:
-        """A job of ``threads`` took ``wall`` seconds.
+        """A job of ``threads`` that was due took ``wall`` seconds.
 
         For ``running`` of them its calling thread had a core; this process had ``used`` seconds of all cores.
         """

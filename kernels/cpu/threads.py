@@ -329,14 +329,13 @@ class pool:
         pool = self.pool = _pool
         threads = pool.crowd.limit(self.threads) if self.meet and self.threads > 1 else self.threads
         self.granted = threads if threads > 1 and not pool.closed and pool.lock.acquire(blocking=False) else 1
-        if self.granted > 1:
-            self.start = clocks()
+        self.start = clocks() if self.granted > 1 and self.meet and pool.crowd.due() else None
         return self.granted
 
     def __exit__(self, *raised: object) -> None:
         if self.granted > 1:
             try:
-                if self.meet:
+                if self.start is not None:
                     self.pool.crowd.count(self.granted, *map(float.__sub__, clocks(), self.start))
             finally:
                 self.pool.lock.release()
