@@ -77,5 +77,6 @@ class Step:
             return None
         self.hyper[:] = self.optimizer.hyper()
         with self.engine.lock:
-            self.run(x, y)
+            if not self.run(x, y):
+                return None
             return [history.item() for history in self.histories]

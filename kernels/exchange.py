@@ -42,12 +42,18 @@ def device_of(name: str, array: Any) -> int | None:
         from .cuda.foreign import device_of_pointer
 
         return device_of_pointer(array.__cuda_array_interface__["data"][0])
-    if not isinstance(array, type) and any(hasattr(kind, protocol) for protocol in _HOST_PROTOCOLS):
-        return None
-    raise ShapeError(
-        f"got a {kind.__name__} for {name}; expected an array of NumPy, CuPy, or another library with DLPack or "
-        "__cuda_array_interface__"
-    )
+    _check_protocol(name, array)
+    return None
+
+
+def _check_protocol(name: str, array: Any) -> None:
+    """Raise where ``array`` is nothing that an array of NumPy can be made of."""
+    kind = type(array)
+    if isinstance(array, type) or not any(hasattr(kind, protocol) for protocol in _HOST_PROTOCOLS):
+        raise ShapeError(
+            f"got a {kind.__name__} for {name}; expected an array of NumPy, CuPy, or another library with DLPack or "
+            "__cuda_array_interface__"
+        )
 
 
 def place(device: int | None) -> str:
@@ -58,6 +64,7 @@ def place(device: int | None) -> str:
 def to_numpy(name: str, array: Any) -> np.ndarray:
     """``array``, which lies in memory of the host, as an array of NumPy; not copied where its library can avoid it."""
     kind = type(array)
+    _check_protocol(name, array)
     try:
         if hasattr(kind, "__array_interface__") or hasattr(kind, "__array__") or isinstance(array, np.ndarray):
             return np.asarray(array)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .cpu import eager
 from .instructions import ShapeError
 from .ops import _backend, _float, _matrix, _run
 
@@ -47,6 +48,11 @@ def batch_norm_forward(
     and all places; the running variance takes the unbiased one: ``running = momentum * running + (1 - momentum) *
     batch``. All but ``x`` and ``y`` are of shape ``(channels,)``.
     """
+    given = x, gamma, beta, running_mean, running_var
+    results = eager.known("batch_norm_forward", given, None, (momentum, epsilon), 3)
+    if results is not None:
+        mean, rstd, y = results
+        return y, mean, rstd
     backend = _backend(x=x, gamma=gamma, beta=beta, running_mean=running_mean, running_var=running_var)
     x, gamma, beta = _floats(backend, x=x, gamma=gamma, beta=beta)
     _channels(x, gamma)
@@ -74,6 +80,10 @@ def batch_norm_inference(
 
 
 def _backward(op: str, dy: Any, x: Any, gamma: Any, mean: Any, rstd: Any, backend: Any = None) -> tuple[Any, Any, Any]:
+    results = eager.known(op, (dy, x, gamma, mean, rstd), results=3)
+    if results is not None:
+        dx, dgamma, dbeta = results
+        return dx, dgamma, dbeta
     backend = backend or _backend(dy=dy, x=x, gamma=gamma, mean=mean, rstd=rstd)
     dy, x, gamma, mean, rstd = _floats(backend, dy=dy, x=x, gamma=gamma, mean=mean, rstd=rstd)
     _channels(x, gamma, dy)

@@ -56,11 +56,9 @@ def optimizer_update(
         and master is None
         and step >= 1
         and (settings == known.settings or values.keys() <= known.names)
+        and known((w, g, *slots), step, settings)
     ):
-        arrays = (w, g, *slots)
-        if known.fits(arrays):
-            known(arrays, step, settings)  # all was checked before
-            return
+        return
     if values and not values.keys() <= rule.parameters.keys():
         unknown = min(values.keys() - rule.parameters.keys())
         raise RuleError(f"{rule.name} has no parameter {unknown!r}; it has: {', '.join(rule.parameters)}")

@@ -165,7 +165,8 @@ class Engine:
             self.program.check_binding(extern, array)
         fixed: dict[Any, np.ndarray] = {self.program.externs[extern]: array for extern, array in arrays.items()}
         operands = [self.program.externs[extern] for extern in given]
-        return Prepared(self._steps_of(name), operands, batch, (self._views | fixed).get)
+        shapes = [(batch, *operand.shape[1:]) for operand in operands]
+        return Prepared(self._steps_of(name), operands, batch, (self._views | fixed).get, shapes)
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.

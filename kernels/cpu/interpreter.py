@@ -125,7 +125,10 @@ class Workspace:
 
 
 _LAUNCH = """
-def launch(entry, job, addresses_, places_, count, {names}):
+def launch(entry, job, addresses_, places_, count, sizes_, {names}):
+    sizes = words(sizes_, {axes})
+    if {misfit}:
+        return False
     addresses = words(addresses_, {arrays})
 {stores}
     places = words(places_, 2 * count)
@@ -133,21 +136,27 @@ def launch(entry, job, addresses_, places_, count, {names}):
         words(places[2 * p], 1)[0] = addresses[places[2 * p + 1]]
     if entry != 0:
         call(entry, job, 0)
+    return True
 """
 
 
 @functools.cache
-def launcher(kinds: tuple[tuple[np.dtype, int], ...]) -> Any:
+def launcher(kinds: tuple[tuple[np.dtype, int, bool], ...]) -> Any:
     """A native function that writes the addresses of arrays of these dtypes and axes where a table wants them.
 
-    ``launch(entry, job, addresses, places, count, *arrays)``: each of ``count`` places is the address of a word and
-    the number of the array whose address it takes. Then it calls ``entry(job, 0)``, unless that is 0. Python alone
-    would need a microsecond for each address.
+    ``launch(entry, job, addresses, places, count, sizes, *arrays)``: each of ``count`` places is the address of a word
+    and the number of the array whose address it takes. Then it calls ``entry(job, 0)``, unless that is 0. If the arrays
+    do not have the ``sizes``, all axes in a row, it does nothing and says False; for another dtype or number of axes,
+    strides, or a read-only array where a kind is to be written (its third part), there is a TypeError. Python alone
+    would need a microsecond for each array.
     """
     names = [f"a{k}" for k in range(len(kinds))]
     stores = "\n".join(f"    addresses[{k}] = {name}.ctypes.data" for k, name in enumerate(names))
-    text = _LAUNCH.format(names=", ".join(names), arrays=len(names), stores=stores)
-    # declared read-only, so that read-only arrays are taken as well
-    arrays = [types.Array(numba.from_dtype(dtype), axes, "C", readonly=True) for dtype, axes in kinds]
+    extents = [f"{name}.shape[{axis}]" for name, (_, axes, _) in zip(names, kinds, strict=True) for axis in range(axes)]
+    misfit = " or ".join(f"{extent} != sizes[{k}]" for k, extent in enumerate(extents))
+    text = _LAUNCH.format(
+        names=", ".join(names), arrays=len(names), stores=stores, axes=len(extents), misfit=misfit or "False"
+    )
+    arrays = [types.Array(numba.from_dtype(dtype), axes, "C", readonly=not to_write) for dtype, axes, to_write in kinds]
     function = compiler.make(text, "launch", {"words": view_words, "call": call_entry}, str(kinds))
-    return compiler.native(function, types.void(*[types.int64] * 5, *arrays))
+    return compiler.native(function, types.boolean(*[types.int64] * 6, *arrays))

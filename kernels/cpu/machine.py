@@ -201,7 +201,7 @@ def sleep_while(typing_context, address, expected, timeout):
         if WINDOWS:
             _wait_on_address(builder, *arguments)
         elif HAS_FUTEX:  # it looks at the low half of the word
-            _futex(builder, _FUTEX_WAIT, *arguments)
+            _futex(builder, _FUTEX_WAIT, arguments[0], arguments[1], arguments[2])
         else:
             _in_lot(builder, "pthread_mutex_lock", _MUTEX)
             word = builder.load_atomic(_pointer(builder, arguments[0]), ordering="seq_cst", align=8)
@@ -221,7 +221,7 @@ def wake_sleepers(typing_context, address):
         if WINDOWS:
             _call(builder, "WakeByAddressAll", _VOID, *arguments)
         elif HAS_FUTEX:
-            _futex(builder, _FUTEX_WAKE, *arguments, _int(_EVERYBODY), _int(0))
+            _futex(builder, _FUTEX_WAKE, arguments[0], _int(_EVERYBODY), _int(0))
         else:
             _in_lot(builder, "pthread_mutex_lock", _MUTEX)
             _in_lot(builder, "pthread_cond_broadcast", _CONDITION)

@@ -60,6 +60,11 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return np.asarray(_Block(_take(-(-nbytes // _PAGE) * _PAGE), shape, dtype))
 
 
+def allocator(shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """What :func:`empty` comes to for arrays of this shape and dtype."""
+    return np.empty if math.prod(shape) * dtype.itemsize < SMALL else empty
+
+
 def _take(size: int) -> _Memory:
     if _lock.acquire(blocking=False):
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,8 @@ def run_checked(plan: Table, workspace: Workspace, steps: int, batch: int, sampl
 class Prepared:
     """``steps`` for one mini-batch of ``rows`` rows; ``operands`` are those whose arrays each call brings.
 
-    ``resolve`` gives the arrays of the others. The arrays have the axes of their operands, or ``axes`` all of them. A
-    call costs a microsecond of Python.
+    ``resolve`` gives the arrays of the others. The arrays have the shapes of their operands unless ``shapes`` gives
+    others, and those of ``written`` are not read-only. A call costs a microsecond of Python.
     """
 
     def __init__(
@@ -46,13 +46,16 @@ class Prepared:
         operands: Sequence[Any],
         rows: int,
         resolve: Callable[[Any], np.ndarray | None],
-        axes: int | None = None,
+        shapes: Sequence[tuple[int, ...]] | None = None,
+        written: Collection[Any] = (),
     ) -> None:
         self._steps, self._operands, self._resolve = steps, operands, resolve
         self._rows = max(1, rows)
         worth = table.worthwhile_threads(table.seconds(steps, self._rows))
         self._worth = min(worth, most_threads(steps, self._rows))
-        kinds = tuple((o.dtype, len(o.shape) if axes is None else axes) for o in operands)
+        self._shapes = [o.shape for o in operands] if shapes is None else shapes
+        self._sizes = np.array([n for found in self._shapes for n in found], np.int64)
+        kinds = tuple((o.dtype, len(s), o in written) for o, s in zip(operands, self._shapes, strict=True))
         self._addresses = np.zeros(len(operands) + 1, np.int64)
         self._tables: dict[int, tuple[Any, ...]] = {}
         self._checked = checking()
@@ -64,26 +67,36 @@ class Prepared:
         workspace = Workspace(threads, plan.scratch)
         workspace.describe(plan, 1, self._rows, self._rows, 0, threads)
         places = plan.word_addresses(self._operands)
-        head = workspace.job_address, self._addresses.ctypes.data, places.ctypes.data, len(places)
+        pointers = self._addresses.ctypes.data, places.ctypes.data, len(places), self._sizes.ctypes.data
+        head = workspace.job_address, *pointers
         self._tables[threads] = head, plan, workspace, places
         return self._tables[threads]
 
-    def __call__(self, *arrays: np.ndarray) -> None:
-        """Run on ``arrays``, C-contiguous and of the dtypes and shapes of the operands."""
+    def __call__(self, *arrays: np.ndarray) -> bool:
+        """Run on ``arrays``; False, and nothing has been done, where one is not C-contiguous or not as was said."""
         if self._checked:
-            self._call_checked(arrays)
-            return
+            return self._call_checked(arrays)
         if self._worth > 1:
             with pool(min(self._worth, get_num_threads())) as granted:
                 if granted > 1:
                     job, *places = (self._tables.get(granted) or self._prepare(granted))[0]
-                    self._launch(0, job, *places, *arrays)
-                    run(self._entry, job, granted)
-                    return
-        self._launch(self._entry, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
+                    fits = self._point(0, job, *places, *arrays)
+                    if fits:
+                        run(self._entry, job, granted)
+                    return fits
+        return self._point(self._entry, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
 
-    def _call_checked(self, arrays: Sequence[np.ndarray]) -> None:
+    def _point(self, *arguments: Any) -> bool:
+        try:
+            return bool(self._launch(*arguments))
+        except TypeError:  # there is no such function of arrays of other kinds
+            return False
+
+    def _call_checked(self, arrays: Sequence[np.ndarray]) -> bool:
         _, plan, workspace, _ = self._tables.get(1) or self._prepare(1)
-        for operand, array in zip(self._operands, arrays, strict=True):
+        for operand, shape, array in zip(self._operands, self._shapes, arrays, strict=True):
+            if array.shape != shape or array.dtype != operand.dtype or not array.flags.c_contiguous:
+                return False
             plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
         run_checked(plan, workspace, 1, self._rows, self._rows, 0)
+        return True
