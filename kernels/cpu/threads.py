@@ -234,6 +234,7 @@ class _Pool:
         # one job at a time; reentrant, so that an interrupt between taking and releasing costs its thread nothing
         self.lock = threading.RLock()
         self.workers: list[threading.Thread] = []
+        self.launch: Any = None  # compiled, once there are workers
         self.error: BaseException | None = None
         self.closed = False
         self.crowd = Crowd()
@@ -241,7 +242,7 @@ class _Pool:
     def run(self, entry: int, argument: int, threads: int) -> None:
         if not 1 < threads <= len(self.workers) + 1:
             self.grow(threads)
-        self.launch(entry, argument, threads)
+        self.launch(self.control, entry, argument, threads)  # one call: an interrupt comes before it or after it
         if self.error is not None:
             error, self.error = self.error, None
             raise error
@@ -252,15 +253,12 @@ class _Pool:
             raise ValueError(f"threads is {threads}; expected 1 to {self.capacity}")
         if self.closed:
             raise RuntimeError("the interpreter is shutting down; jobs run with threads=1 now")
-        for body in (serve, launch):
-            _native(body)  # what fails to compile does so here, in the thread of the caller
+        _native(serve)  # what fails to compile does so here, in the thread of the caller
+        self.launch = _native(launch)
         for thread in range(len(self.workers) + 1, threads):
             worker = threading.Thread(target=self.work, args=(thread,), name=f"dlcore-{thread}", daemon=True)
             worker.start()
             self.workers.append(worker)
-
-    def launch(self, entry: int, argument: int, threads: int) -> None:
-        _native(launch)(self.control, entry, argument, threads)  # one call: an interrupt comes before it or after it
 
     def work(self, thread: int) -> None:
         """The life of a worker thread."""
@@ -278,7 +276,7 @@ class _Pool:
             return
         patience = time.monotonic() + 1.0
         if self.lock.acquire(timeout=1.0):
-            self.launch(0, 0, len(self.workers) + 1)
+            self.launch(self.control, 0, 0, len(self.workers) + 1)
             for worker in self.workers:
                 worker.join(max(0.0, patience - time.monotonic()))
 
