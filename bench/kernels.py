@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+WRAPPED = "wrapped_"  # before the name of the kernel function, in the names of entries
+
 
 def entries(rules: Sequence[str] = ()) -> list[Any]:
     """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    return [*catalogue(rules=rules), *_placed(rules), *_rows(), *_products(), *_means(), *_of_many_models(rules)]
+    parts = catalogue(rules=rules), _placed(rules), _wrapped(rules), _rows(), _products(), _means()
+    return [entry for part in (*parts, _of_many_models(rules)) for entry in part]
 
 
 def place(dtype: Any, offset: int, *shape: int) -> Any:
@@ -22,12 +25,12 @@ def place(dtype: Any, offset: int, *shape: int) -> Any:
     return memory[first : first + int(np.prod(shape))].reshape(shape)
 
 
-def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0) -> Any:
+def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0, kind: str = "") -> Any:
     from dlcore.kernels.cuda.launch import Entry
     from dlcore.kernels.cuda.machine_code import argument_types
 
     function, kinds = launch.kernel.py_func, argument_types(launch.arguments)
-    name = f"{label}/{function.__name__}/{dtype}"
+    name = f"{label}/{kind}{function.__name__}/{dtype}"
     return Entry(name, function, kinds, launch.kernel.options, str(dtype) == "float64", oldest)
 
 
@@ -143,6 +146,31 @@ def _products() -> Iterator[Any]:
             (launch,) = gemm_tensor.multiply(precision, a, b, y, "ab", value, y[0], z, block)
             yield _entry("product=", launch, "float32", TENSOR_CORES)
             yield _entry("product=", _for_many(launch), "float32", TENSOR_CORES)
+
+
+_INSIDE_WRAPPERS = ("sgd", "adam", "adan")  # rules of no, two and four arrays of state
+
+
+def _wrapped(rules: Sequence[str]) -> Iterator[Any]:
+    """Rules inside all wrappers at once, which add an array of state each."""
+    import numpy as np
+
+    from dlcore.kernels.cuda.launch import plan
+    from dlcore.kernels.instructions import Instruction
+    from dlcore.kernels.rule import find
+    from dlcore.kernels.wrappers import WRAPPERS, wrapped
+
+    for name in _INSIDE_WRAPPERS:
+        if rules and name not in rules:
+            continue
+        rule = wrapped(find("optimizer", name), [*WRAPPERS.values()])
+        for dtype in ("float32", "float64"):
+            w, uniforms = place(dtype, 0, 8), np.ones(32, dtype)
+            operands = [w, w, place(dtype, 0, len(rule.slots), 8), uniforms]
+            (launch,) = plan(Instruction("optimizer_update", operands, rule), operands)
+            label = f"optimizer_update[{name}, {', '.join(WRAPPERS)}]="
+            yield _entry(label, launch, dtype, kind=WRAPPED)
+            yield _entry(label, _for_many(launch), dtype, kind=WRAPPED)
 
 
 def _placed(rules: Sequence[str]) -> Iterator[Any]:

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .kernels import entries
+from .kernels import WRAPPED, entries
 from .machine import MEMORY, Binary, Code, assemble, codes, ptx_for, run, tool, why_not
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
@@ -73,8 +73,9 @@ class Budgets:
         self.defaults = Budget(**text["defaults"])
 
     def of(self, kernel: str) -> Budget:
-        """The budget of a kernel function; its form for many models has that too, where no table changes it."""
-        names = kernel.removeprefix("batched_"), kernel
+        """The budget of a kernel function: with wrapped rules, or for many models, too where no table changes it."""
+        plain = kernel.removeprefix(WRAPPED)
+        names = plain.removeprefix("batched_"), plain, kernel
         budget = self.defaults
         for pattern, values in self.changes.items():
             if any(fnmatch.fnmatchcase(name, pattern) for name in names):

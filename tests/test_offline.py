@@ -263,6 +263,14 @@ def test_the_form_for_many_models_has_the_budget_of_the_kernel():
     assert budgets.of("batched_product_ab_128x64").registers_float64 > budgets.of("product_ab_128x64").registers_float64
 
 
+def test_a_kernel_with_wrapped_rules_has_the_budget_of_the_kernel_but_for_registers():
+    budgets = sass.Budgets()
+    for kernel in ("optimizer_update", "batched_optimizer_update"):
+        plain, wrapped = budgets.of(kernel), budgets.of(f"wrapped_{kernel}")
+        assert wrapped.registers_float64 > plain.registers_float64
+        assert wrapped == plain._replace(registers_float64=wrapped.registers_float64) != budgets.defaults
+
+
 @pytest.mark.parametrize("line", ["regsters = 3", 'vector = ["LDL"]'])
 def test_a_budget_that_means_nothing(tmp_path, line):
     with pytest.raises(sass.BudgetError, match=r"product_ab names (regsters|LDL)"):
