@@ -1,7 +1,6 @@
 """The pool of the CPU engine: launches, barriers, forks, exits. Everything runs again without futexes."""
 
 import _thread
-import ctypes
 import inspect
 import os
 import pathlib
@@ -17,19 +16,10 @@ from numba import types
 
 from dlcore.kernels import compile
 from dlcore.kernels.cpu import machine, threads
-from dlcore.kernels.cpu.machine import (
-    atomic_add,
-    flush_denormals,
-    load_acquire,
-    restore_float_state,
-    sched_yield,
-    store_release,
-)
-from dlcore.kernels.native import VIEWS, call_entry
+from dlcore.kernels.cpu.machine import atomic_add, load_acquire, sched_yield, store_release
 
 ROOT = pathlib.Path(__file__).parent.parent
 barrier = compile.CPU.inline(threads.barrier)
-integers, numbers = (VIEWS[np.dtype(kind)][1] for kind in (np.int64, np.float64))
 LINE = 8  # words
 
 # ------------------------------------------------------------------------- C functions (argument, thread) to launch
@@ -63,29 +53,13 @@ def meet(argument, thread):
             atomic_add(argument + 208, 1)
 
 
-def multiply(argument, thread):
-    x = numbers(argument, 3)
-    x[2] = x[0] * x[1]
-
-
-def multiply_flushed(argument, thread):
-    """Word 3 is the address of `multiply`; words 4 to 6 become the state before, in between and after."""
-    words = integers(argument, 7)
-    words[4] = flush_denormals()
-    call_entry(words[3], argument, 0)
-    words[5] = flush_denormals()
-    restore_float_state(words[4])
-    words[6] = flush_denormals()
-    restore_float_state(words[6])
-
-
 _callbacks = {}
 
 
 def entry(body):
     """The address of ``body`` as a C function."""
     if body not in _callbacks:
-        function = compile.make(inspect.getsource(body), body.__name__, globals(), machine.VARIANT)
+        function = compile.make(inspect.getsource(body), body.__name__, body.__globals__, machine.VARIANT)
         _callbacks[body] = compile.callback(function, types.void(types.int64, types.int64))
     return _callbacks[body].address
 
@@ -396,89 +370,3 @@ def test_all_of_this_without_futexes():
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout
     assert "1 skipped" in done.stdout  # this one
-
-
-# -------------------------------------------------------------------------------------------------- number of threads
-
-
-@pytest.fixture
-def _unset(monkeypatch):
-    monkeypatch.setattr(threads, "_num_threads", None)
-    for variable in threads._VARIABLES:
-        monkeypatch.delenv(variable, raising=False)
-    threads._default_threads.cache_clear()
-    yield
-    threads._default_threads.cache_clear()
-
-
-def cpus():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, None),
-        ({"DLCORE_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}, 1),
-        ({"NUMBA_NUM_THREADS": "1", "OMP_NUM_THREADS": "2"}, 1),
-        ({"OMP_NUM_THREADS": "1"}, 1),
-        ({"DLCORE_NUM_THREADS": "many", "OMP_NUM_THREADS": "1"}, 1),
-        ({"DLCORE_NUM_THREADS": "0", "OMP_NUM_THREADS": "1"}, 1),
-        ({"DLCORE_NUM_THREADS": "1000"}, None),
-    ],
-    ids=str,
-)
-@pytest.mark.usefixtures("_unset")
-def test_default_number_of_threads(monkeypatch, environment, expected):
-    for variable, value in environment.items():
-        monkeypatch.setenv(variable, value)
-    assert threads.get_num_threads() == (expected or cpus())
-
-
-@pytest.mark.usefixtures("_unset")
-def test_set_num_threads():
-    for n in (1, 4, np.int64(3), 64):
-        threads.set_num_threads(n)
-        assert threads.get_num_threads() == n
-    for wrong in (0, -1, 2.0, "2", None, True, 10**6):
-        with pytest.raises(ValueError, match=r"n is .*; expected a number of threads, an int from 1 to"):
-            threads.set_num_threads(wrong)
-    assert threads.get_num_threads() == 64
-
-
-# ----------------------------------------------------------------------------------------------------- floating point
-
-
-def float_state(x, y):
-    """The product of x and y while denormals are flushed, and the control states before, in between and after."""
-    block = zeros(7)
-    block[:3].view(np.float64)[:] = x, y, 1.0
-    block[3] = entry(multiply)
-    threads.run(entry(multiply_flushed), block.ctypes.data, 1)
-    flags = 0x3F  # of x86: what has happened, not how to calculate
-    return block[2:3].view(np.float64)[0], *(block[4:] & ~flags).tolist()
-
-
-@pytest.mark.skipif(not (machine.X86 or machine.ARM), reason="nothing is known of this machine")
-@pytest.mark.parametrize(("x", "y"), [(1e-200, 1e-110), (5e-324, 1e300)], ids=["result", "operand"])
-def test_denormals_are_flushed_and_only_there(x, y):
-    product, before, between, after = float_state(x, y)
-    assert product == 0
-    assert before != between
-    assert before == after
-    block = zeros(7)
-    block[:2].view(np.float64)[:] = x, y
-    threads.run(entry(multiply), block.ctypes.data, 1)
-    assert block[2:3].view(np.float64)[0] == x * y != 0
-
-
-@pytest.mark.skipif(not (machine.X86 and machine.LINUX), reason="the constant is that of x86")
-def test_the_rounding_mode_is_kept():
-    upward, bits = 0x800, 0x6000
-    libm = ctypes.CDLL("libm.so.6")
-    assert libm.fesetround(upward) == 0
-    try:
-        states = float_state(1.0, 1.0)[1:]
-    finally:
-        libm.fesetround(0)
-    assert [state & bits for state in states] == [0x4000] * 3
