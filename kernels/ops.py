@@ -9,8 +9,8 @@ of a call have one dtype. Raises :class:`ShapeError` where operands do not fit, 
 On a GPU the work goes to CuPy's current stream there, behind what other libraries have to do with their arrays, and the
 host does not wait; only class and row numbers are fetched, two of them, to be checked.
 
-On the CPU, results of 256 KiB and more lie in memory that is used again once no array refers to it: clearing fresh pages
-takes longer than most kernels. At most 256 MiB are kept that way.
+On the CPU, results of 256 KiB and more lie in memory that is used again once no array refers to it: to clear fresh
+pages takes longer than most kernels. At most 256 MiB are kept that way.
 """
 
 from __future__ import annotations

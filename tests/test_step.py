@@ -43,6 +43,24 @@ def test_mini_batches_one_by_one_are_an_epoch(rng):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "gathered"), [("adam", []), (dlcore.optimizers.SAM("adam"), ["gather_labels"] * 2)]
+)
+def test_a_mini_batch_is_read_where_it_is(rng, optimizer, gathered):
+    """Unless it is read twice: labels are, where gradients are taken at two places."""
+    x, y = data(rng)
+    whole, single = network(), network()
+    for model in (whole, single):
+        model.compile(optimizer, "sparse_categorical_crossentropy")
+    whole.fit(x, y, BATCH, shuffle=False, verbose=0)
+    for at in range(0, len(x), BATCH):
+        single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH])
+    (step,) = single._steps.values()
+    assert [one.op.name for one in step.run._steps if one.op.name.startswith("gather")] == gathered
+    for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_targets_of_one_axis_and_samples_of_two(rng):
     stack = [layers.Input((2, 3)), layers.Flatten(), layers.Dense(1, "sigmoid")]
     model = dlcore.Sequential(stack, device="cpu")

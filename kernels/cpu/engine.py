@@ -159,14 +159,23 @@ class Engine:
     def prepare(self, name: str, batch: int, given: Sequence[str], **arrays: np.ndarray) -> Prepared:
         """List ``name`` for one mini-batch of ``batch`` rows, to be called with the arrays of the externs ``given``.
 
-        The other externs are bound to ``arrays``. It is valid as long as :attr:`memory` stays what it is.
+        Those hold the rows of the mini-batch in their order, and stand where the list would gather them. The other
+        externs are bound to ``arrays``. It is valid as long as :attr:`memory` stays what it is.
         """
         for extern, array in arrays.items():
             self.program.check_binding(extern, array)
-        fixed: dict[Any, np.ndarray] = {self.program.externs[extern]: array for extern, array in arrays.items()}
-        operands = [self.program.externs[extern] for extern in given]
+        known: dict[Any, np.ndarray] = self._views | {self.program.externs[e]: array for e, array in arrays.items()}
+        steps = self._steps_of(name)
+        operands = []
+        for extern in given:
+            source = self.program.externs[extern]
+            rows = _gathered(steps, source)
+            if rows is not None:
+                steps = [step for step in steps if rows not in step.operands or source not in step.operands]
+                known.pop(rows)
+            operands.append(source if rows is None else rows)
         shapes = [(batch, *operand.shape[1:]) for operand in operands]
-        return Prepared(self._steps_of(name), operands, batch, (self._views | fixed).get, shapes)
+        return Prepared(steps, operands, batch, known.get, shapes)
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.
@@ -207,3 +216,15 @@ def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, sampl
             jobs[2 + k] = engine._job(name, steps, batch, samples, first, 1).job_address
         with pool(min(len(engines), get_num_threads()), meet=False) as granted:
             run(entry_point(work_many), jobs.ctypes.data, granted)
+
+
+def _gathered(steps: Sequence[Instruction], source: Any) -> Any:
+    """The buffer that the rows of ``source`` are gathered into, if there is one only and nothing else writes to it."""
+    found = [step.operands[-1] for step in steps if source in step.operands]
+    writers = [
+        operand
+        for step in steps
+        for spec, operand in zip(step.op.operands, step.operands, strict=True)
+        if spec.access != "read"
+    ]
+    return found[0] if len(found) == 1 and writers.count(found[0]) == 1 else None

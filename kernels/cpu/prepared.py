@@ -54,8 +54,9 @@ class Prepared:
         worth = table.worthwhile_threads(table.seconds(steps, self._rows))
         self._worth = min(worth, most_threads(steps, self._rows))
         self._shapes = [o.shape for o in operands] if shapes is None else shapes
+        self._written = [o in written for o in operands]
         self._sizes = np.array([n for found in self._shapes for n in found], np.int64)
-        kinds = tuple((o.dtype, len(s), o in written) for o, s in zip(operands, self._shapes, strict=True))
+        kinds = tuple((o.dtype, len(s), w) for o, s, w in zip(operands, self._shapes, self._written, strict=True))
         self._addresses = np.zeros(len(operands) + 1, np.int64)
         self._tables: dict[int, tuple[Any, ...]] = {}
         self._checked = checking()
@@ -94,9 +95,17 @@ class Prepared:
 
     def _call_checked(self, arrays: Sequence[np.ndarray]) -> bool:
         _, plan, workspace, _ = self._tables.get(1) or self._prepare(1)
-        for operand, shape, array in zip(self._operands, self._shapes, arrays, strict=True):
-            if array.shape != shape or array.dtype != operand.dtype or not array.flags.c_contiguous:
-                return False
+        given = [*zip(self._operands, self._shapes, self._written, arrays, strict=False)]
+        if len(arrays) != len(self._operands) or not all(_suits(*one) for one in given):
+            return False
+        for operand, _, _, array in given:
             plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
         run_checked(plan, workspace, 1, self._rows, self._rows, 0)
         return True
+
+
+def _suits(operand: Any, shape: tuple[int, ...], written: bool, array: Any) -> bool:
+    """What a launcher looks at."""
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != operand.dtype:
+        return False
+    return array.flags.carray if written else array.flags.c_contiguous

@@ -45,7 +45,7 @@ class Table:
         self.words = np.zeros((len(self.steps), WORDS), np.int64)
         self.address, self.length = self.words.ctypes.data, len(self.steps)
         self.places: dict[Any, list[tuple[int, int]]] = {}
-        self._resolve = resolve
+        self._resolve, self._rows = resolve, rows
         self._chunks = max(1, min(MOST_CHUNKS, -(-rows // CHUNK_ROWS)))
         self._temporaries: dict[Any, np.ndarray] = {}
         self.scratch = max(map(scratch_bytes, self.steps), default=0)
@@ -65,7 +65,7 @@ class Table:
                 else:
                     row[word] = array.ctypes.data
                 shape = operand.shape if array is None else array.shape
-                row[word + 1 : word + 1 + len(spec.dims)] = shape
+                row[word + 1 : word + 1 + len(spec.dims)] = [self._rows if s == ROWS else s for s in shape]
             word += 1 + len(spec.dims)
         row[word] = entries.rule_address(step)
         for k, scalar in enumerate(step.scalars):
