@@ -220,11 +220,14 @@ def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, sampl
 
 def _gathered(steps: Sequence[Instruction], source: Any) -> Any:
     """The buffer that the rows of ``source`` are gathered into, if there is one only and nothing else writes to it."""
-    found = [step.operands[-1] for step in steps if source in step.operands]
+    readers = [step for step in steps if source in step.operands]
+    if len(readers) != 1 or not readers[0].op.name.startswith("gather_"):
+        return None
+    rows = readers[0].operands[-1]
     writers = [
         operand
         for step in steps
         for spec, operand in zip(step.op.operands, step.operands, strict=True)
         if spec.access != "read"
     ]
-    return found[0] if len(found) == 1 and writers.count(found[0]) == 1 else None
+    return rows if writers.count(rows) == 1 else None
