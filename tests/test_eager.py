@@ -146,6 +146,19 @@ def test_what_does_not_fit_is_refused_as_in_a_first_call(rng, place, change, mes
     _same(arrays, kept)
 
 
+def test_channels_with_places_are_not_taken_for_columns(rng):
+    x, gamma, beta, mean, var = _norm(rng)
+    pictures = x.reshape(ROWS, 2, 3)
+    few = gamma[:2], beta[:2], mean[:2], var[:2]
+    for _ in range(2):
+        _, of_channels, rstd = kernels.batch_norm_forward(pictures, *few)
+        kernels.batch_norm_backward(pictures, pictures, few[0], of_channels, rstd)
+    with pytest.raises(ShapeError, match="gamma has shape"):
+        kernels.batch_norm_forward(x, *few)
+    with pytest.raises(ShapeError, match="gamma has shape"):
+        kernels.batch_norm_backward(x, x, few[0], of_channels, rstd)
+
+
 def _adam(rng):
     w, g = _normals(rng, (ROWS, FEATURES), (ROWS, FEATURES))
     return [w, g, np.zeros_like(w), np.zeros_like(w)]
