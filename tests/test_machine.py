@@ -93,6 +93,40 @@ def test_what_windows_is_asked():
     assert out.split() == ["0", str(5 + 2**40), "8", "200", "0"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_does_not_wait_for_a_lot_that_a_thread_of_its_parent_had():
+    out = python(
+        """
+        import ctypes
+        from dlcore.kernels.cpu import machine
+        process = ctypes.CDLL(None)
+        assert t.calls(2) == [1, 1]
+        assert process.pthread_mutex_lock(ctypes.byref(machine._lot, machine._MUTEX)) == 0
+        pid = os.fork()
+        if pid == 0:
+            try:
+                for _ in range(5):
+                    assert t.calls(2) == [1, 1]
+                    time.sleep(5e-3)  # the worker goes to sleep
+                os._exit(7)
+            finally:
+                os._exit(1)
+        for _ in range(2000):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            time.sleep(5e-3)
+        else:
+            os.kill(pid, 9)
+            _, status = os.waitpid(pid, 0)
+        process.pthread_mutex_unlock(ctypes.byref(machine._lot, machine._MUTEX))
+        print(os.waitstatus_to_exitcode(status))
+        """,
+        DLCORE_NO_FUTEX="1",
+    )
+    assert out.split() == ["7"]
+
+
 # ----------------------------------------------------------------------------------------------------- floating point
 
 
