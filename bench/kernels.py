@@ -12,7 +12,7 @@ def entries(rules: Sequence[str] = ()) -> list[Any]:
     """Every kernel with the named rules, or with all; the catalogue's arrays are small and never all aligned."""
     from dlcore.kernels.cuda.launch import catalogue
 
-    parts = catalogue(rules=rules), _placed(rules), _wrapped(rules), _rows(), _products(), _means()
+    parts = catalogue(rules=rules), _placed(rules), _wrapped(rules), _rows(rules), _products(), _means()
     return [entry for part in (*parts, _of_many_models(rules)) for entry in part]
 
 
@@ -26,49 +26,85 @@ def place(dtype: Any, offset: int, *shape: int) -> Any:
 
 
 def _entry(label: str, launch: Any, dtype: Any, oldest: int = 0, kind: str = "") -> Any:
-    from dlcore.kernels.cuda.launch import Entry
+    from dlcore.kernels.cuda.launch import DELIBERATE_FLOAT64, Entry
     from dlcore.kernels.cuda.machine_code import argument_types
 
     function, kinds = launch.kernel.py_func, argument_types(launch.arguments)
     name = f"{label}/{kind}{function.__name__}/{dtype}"
-    return Entry(name, function, kinds, launch.kernel.options, str(dtype) == "float64", oldest)
+    double = str(dtype) == "float64" or function.__name__ in DELIBERATE_FLOAT64
+    return Entry(name, function, kinds, launch.kernel.options, double, oldest)
 
 
-_BY_COLUMNS = ("dense_backward_z", "gather_rows", "kronecker", "khatri_rao")
+_ROWS = (
+    "softmax",
+    "log_softmax",
+    "group_norm",
+    "cosine_similarity",
+    "categorical_hinge",
+    "hellinger_distance",
+)
+_BY_COLUMNS = (
+    "batch_norm",
+    "dense_backward_z",
+    "prelu",
+    "constrain_norm",
+    "gather_rows",
+    "kronecker",
+    "khatri_rao",
+    "elementwise_loss",
+    "categorical_accuracy",
+    "binary_accuracy",
+    "smooth_labels",
+    "dropout",
+)
+_BY_ELEMENTS = (
+    "activation",
+    "hadamard",
+    "scale_loss",
+    "smooth_targets",
+    "ascend",
+    "restore_weights",
+    "weight_penalty",
+    "constrain_non_negative",
+)
 
 
-def _rows() -> Iterator[Any]:
-    """Kernels that keep rows in registers, with the longest there are and longer ones; those that go by columns."""
+def _rows(rules: Sequence[str]) -> Iterator[Any]:
+    """Kernels that keep rows in registers, with the longest there are and longer ones; others with rows of 128 bits."""
     import numpy as np
 
     from dlcore.kernels.cuda.launch import plan
     from dlcore.kernels.cuda.warp import KEPT, WIDTH
     from dlcore.kernels.instructions import OPS, Instruction
-    from dlcore.kernels.rule import find
+    from dlcore.kernels.rule import REGISTRY
 
     def planned(name: str, mark: str, dtype: str, offset: int, columns: int, groups: int) -> Iterator[Any]:
+        op = OPS[name]
         sizes = {"m": 3, "n": groups * columns, "k": columns if groups == 1 else groups, "g": groups, "N": 3, "O": 3}
-        sizes |= {"A": 3, "E": 1, "q": columns**2}
-        operands = [
-            np.zeros(3, np.int64) if spec.dtype == "i" else place(dtype, offset, *(sizes[d] for d in spec.dims))
-            for spec in OPS[name].operands
-        ]
-        rule = find("activation", "relu") if OPS[name].rule else None
-        instruction = Instruction(name, operands, rule, [0.5] * len(OPS[name].scalars))
-        for launch in plan(instruction, operands, np.zeros(2, np.int64)):
-            yield _entry(f"{name}{mark}{' groups' * (groups > 1)}", launch, dtype)
+        sizes |= {"A": 3, "E": 1, "q": columns**2, "P": columns, "Q": 1, "L": 4, "U": 5}
+        kinds = {"i": np.int64, "d": np.float64}
+        operands = [place(kinds.get(spec.dtype, dtype), offset, *(sizes[d] for d in spec.dims)) for spec in op.operands]
+        chosen = [rule for rule in REGISTRY[op.rule].values() if not rules or rule.name in rules] if op.rule else [None]
+        for rule in chosen:
+            for launch in plan(Instruction(name, operands, rule, [0.5] * len(op.scalars)), operands, np.zeros(2, int)):
+                label = f"{name}{f'[{rule.name}]' if rule else ''}{mark}{' groups' * (groups > 1)}"
+                yield _entry(label, launch, dtype)
 
     for dtype in ("float32", "float64"):
         longest = KEPT // np.dtype(dtype).itemsize * WIDTH
         for name in OPS:
-            if name.startswith(("softmax", "group_norm")):
+            if name.startswith(_ROWS):
                 for mark, offset, columns in (("=", 0, 0), ("~", 1, 0), (" odd", 0, -3), (" long", 0, 4)):
                     if dtype == "float32" or mark == "=":
                         yield from planned(name, mark, dtype, offset, longest + columns, 1)
                 if name.startswith("group_norm"):
                     yield from planned(name, "=", dtype, 0, longest, 2)
-            elif name.startswith("batch_norm") or name in _BY_COLUMNS:
+            elif name.startswith(_BY_COLUMNS):
                 yield from planned(name, "=", dtype, 0, 8, 1)
+                if name.startswith("batch_norm"):
+                    yield from planned(name, "=", dtype, 0, 8, 2)
+            elif name.startswith(_BY_ELEMENTS):
+                yield from planned(name, "~", dtype, 1, 8, 1)
 
 
 def _for_many(launch: Any) -> Any:

@@ -4,7 +4,7 @@ An access is one element read or written by one thread, in global memory. The le
 read and written once that is written. Only matrices and whole arenas are held against it; vectors of rows or columns,
 hyper-parameters and sums handed from launch to launch are counted apart, as ``small``: many threads read the same few
 of them, from caches. A thread that reads one element twice with nothing between reads it once: the compiler merges
-that. Dropout reads only what it keeps.
+that. Dropout reads only what it keeps, where it takes columns one by one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,19 +39,28 @@ def lanes_of(columns: int, *arrays: Any) -> int:
     return lanes if columns % lanes == 0 and aligned(*arrays) else 1
 
 
-def load(name: str, array: str, at: str, lanes: int) -> str:
-    """The line that reads ``name0, name1, ...`` from ``array`` at ``at``."""
+def marked(function: Callable[..., Any], lanes: int) -> Callable[..., Any]:
+    """``function`` with a name that says where it takes one element at a time."""
+    function.__name__ += "" if lanes > 1 else "_scalar"
+    return function
+
+
+def load(name: str, array: str, at: str, lanes: int, wide: bool = True) -> str:
+    """The line that reads ``name0, name1, ...`` from ``array`` at ``at``; one by one where not ``wide``."""
     if lanes == 1:
         return f"{name}0 = {array}[{at}]"
-    return f"{''.join(f'{name}{k}, ' for k in range(lanes))}= load({array}, {at})"
+    values = f"load({array}, {at})" if wide else ", ".join(f"{array}[{at} + {k}]" for k in range(lanes))
+    return f"{', '.join(f'{name}{k}' for k in range(lanes))} = {values}"
 
 
-def store(array: str, at: str, value: str, lanes: int) -> str:
-    """The line that writes ``value``, an expression with ``{k}``."""
+def store(array: str, at: str, value: str, lanes: int, wide: bool = True) -> str:
+    """The lines that write ``value``, an expression with ``{k}``."""
     values = [value.format(k=k) for k in range(lanes)]
     if lanes == 1:
         return f"{array}[{at}] = {values[0]}"
-    return f"store({array}, {at}, ({', '.join(values)}))"
+    if wide:
+        return f"store({array}, {at}, ({', '.join(values)}))"
+    return "\n".join(f"{array}[{at} + {k}] = {v}" for k, v in enumerate(values))
 
 
 def each(text: str, lanes: int, indent: int) -> str:
@@ -94,7 +103,8 @@ def _pass(
         store=store(out, "at", result, lanes),
     )
     wide = access(dtype)
-    scope = {"cuda": cuda, "load": wide.load, "store": wide.store, "sqrt": CUDA.math("sqrt", dtype)}
+    scope = {"cuda": cuda, "load": wide.load, "store": wide.store, "zero": np.dtype(dtype).type(0)}
+    scope |= {"one": np.dtype(dtype).type(1), "sqrt": CUDA.math("sqrt", dtype)}
     return generated(text, name, scope, np.dtype(dtype))
 
 

@@ -13,26 +13,15 @@ from numba import cuda
 
 from ..loss_scale import move
 from .block import block_sum
-from .launch import BLOCK, CUDA, Launch, ceil_div, flat, kernel, scratch
-from .update import NORM_BLOCKS
+from .elements import element_pass, sum_blocks
+from .launch import BLOCK, CUDA, Launch, kernel, scratch
 from .vector import access, aligned
-
-
-@kernel
-def _scale_loss(dtype: Any) -> Any:
-    number = np.dtype(dtype).type
-
-    def scale_loss(dz, scaler):  # type: ignore[no-untyped-def]
-        factor = number(scaler[0])
-        for i in range(cuda.grid(1), dz.size, cuda.gridsize(1)):
-            dz[i] *= factor
-
-    return scale_loss
 
 
 def scale_loss(dz: Any, scaler: Any) -> list[Launch]:
     """``dz *= scaler[0]``"""
-    return [Launch(_scale_loss(dz.dtype), *flat(dz.size), (dz.ravel(), scaler))]
+    begin = ["factor = number(scaler[0])"]
+    return [element_pass("scale_loss", {"dz": dz}, {"dz": (dz, "dz{k} * factor")}, begin, scaler=scaler)]
 
 
 @kernel
@@ -75,7 +64,7 @@ def _move_scale() -> Any:
 
 def check_finite(g: Any, scaler: Any, step: Any, uniforms: Any) -> list[Launch]:
     """``uniforms[0] /= scaler[0]``; where ``g`` is not finite the step is skipped. See loss_scale.py."""
-    blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
+    blocks = sum_blocks(g.size)
     counts = scratch(step, (blocks,))
     return [
         Launch(_count(g.dtype, aligned(g)), (blocks,), (BLOCK,), (g, counts)),

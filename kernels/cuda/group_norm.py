@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import functools
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import cuda
 
-from .dense import partials, sum_partials
-from .launch import CUDA, WIDTH, Launch, ceil_div, element, kernel
+from .column_sums import partials, sum_partials
+from .launch import WIDTH, Launch, ceil_div, element
 from .norm import gradient_sums
-from .warp import KEPT, WARPS, Row, row_kernel, row_of, rows_of, scalar_name, warp_sum
+from .warp import KEPT, WARPS, Passes, Row, Step, row_kernel, row_launch, row_name, row_of
 
 # ----------------------------------------------------------------------------------------- groups in registers
 
 _FORWARD = """
-def {name}(x, gamma, beta, mean, rstd, y, share, epsilon, rows, columns, channels, spatial, channels_on, places_on):
+def {name}(x, y, gamma, beta, mean, rstd, share, epsilon, channels, spatial, channels_on, places_on, rows, columns):
 {begin}
 {x}
-    base = warp_first(x0)
+    base = {base}  # relative to it, a mean that is large beside the deviation loses nothing
     total = zero
 {deviations}
     offset = warp_sum(total) * share
@@ -38,19 +36,14 @@ def {name}(x, gamma, beta, mean, rstd, y, share, epsilon, rows, columns, channel
     if cuda.threadIdx.x == 0:
         mean[row] = base + offset
         rstd[row] = scale
-{channel}
 {y}
 """
 
 _GRADIENT = """
-def {name}(dy, x, gamma, mean, rstd, dx, share, rows, columns, channels, spatial, channels_on, places_on):
+def {name}(dy, x, dx, gamma, mean, rstd, share, channels, spatial, channels_on, places_on, rows, columns):
 {begin}
     centre = mean[row]
     scale = rstd[row]
-{dy}
-{x}
-{channel}
-{products}
     level = zero
     slope = zero
 {sums}
@@ -97,7 +90,7 @@ if place >= spatial:
     c += 1"""
 
 
-def _factors(row: Row, grouped: bool, **arrays: str) -> list[Callable[[range], str]]:
+def _factors(row: Row, grouped: bool, **arrays: str) -> list[Step]:
     """Steps that take, of each array of channels, those of the elements."""
     if not grouped:
         return [row.take(name, array, "column") for name, array in arrays.items()]
@@ -114,32 +107,32 @@ def _factors(row: Row, grouped: bool, **arrays: str) -> list[Callable[[range], s
 
 
 @functools.cache
-def _forward_of_rows(dtype: Any, row: Row, grouped: bool) -> Any:
-    name = scalar_name("group_norm_row", row)
+def _forward(dtype: Any, row: Row, grouped: bool) -> Any:
+    name = row_name("group_norm", row)
+    around = {"d": "x{e} - base if {inside} else zero", "c": "d{e} - offset if {inside} else zero"}
+    go = Passes(row, {"x": "x"}, around, _CHANNEL if grouped else "")
     text = _FORWARD.format(
         name=name,
         begin=row.begin,
-        x=row.load("x", "x"),
-        deviations=row.each("x{e} = x{e} - base if {inside} else zero; total += x{e}"),
-        squares=row.each("x{e} = x{e} - offset if {inside} else zero; square += x{e} * x{e}"),
-        channel=_CHANNEL if grouped else "",
-        y=row.by_vector(*_factors(row, grouped, g="gamma", b="beta"), row.put("y", "g{e} * (x{e} * scale) + b{e}")),
+        x=go("x") if row.vectors else "",
+        base="warp_first(x0)" if row.vectors else "x[row * columns]",
+        deviations=go("x d", "total += d{e}"),
+        squares=go("x d c", "square += c{e} * c{e}"),
+        y=go("x d c", before=_factors(row, grouped, g="gamma", b="beta"), y="g{e} * (c{e} * scale) + b{e}"),
     )
     return row_kernel(text, name, dtype)
 
 
 @functools.cache
-def _gradient_of_rows(dtype: Any, row: Row, grouped: bool) -> Any:
-    name = scalar_name("group_norm_gradient_row", row)
+def _gradient(dtype: Any, row: Row, grouped: bool) -> Any:
+    name = row_name("group_norm_gradient", row)
+    defines = {"h": [*_factors(row, grouped, g="gamma"), _scaled], "n": "(x{e} - centre) * scale"}
+    go = Passes(row, {"d": "dy", "x": "x"}, defines, _CHANNEL if grouped else "")
     text = _GRADIENT.format(
         name=name,
         begin=row.begin,
-        dy=row.load("d", "dy"),
-        x=row.load("x", "x"),
-        channel=_CHANNEL if grouped else "",
-        products=row.by_vector(*_factors(row, grouped, g="gamma"), _scaled),
-        sums=row.each("x{e} = (x{e} - centre) * scale; level += d{e}; slope += d{e} * x{e}"),
-        dx=row.store("dx", "scale * (d{e} - level - x{e} * slope)"),
+        sums=go("d x h n", "level += d{e}; slope += d{e} * n{e}"),
+        dx=go("d x h n", dx="scale * (d{e} - level - n{e} * slope)"),
     )
     return row_kernel(text, name, dtype)
 
@@ -150,7 +143,7 @@ def _scaled(elements: range) -> str:
 
 @functools.cache
 def _backward_of_rows(dtype: Any, row: Row) -> Any:
-    name = scalar_name("group_norm_backward_row", row)
+    name = row_name("group_norm_backward", row)
     one = [
         row.load("d", "dy"),
         row.load("x", "x"),
@@ -175,96 +168,6 @@ def _backward_of_rows(dtype: Any, row: Row) -> Any:
     return row_kernel(text, name, dtype, element=element(dtype))
 
 
-# ------------------------------------------------------------------------------------------------ longer groups
-
-
-@kernel
-def _forward(dtype: Any, grouped: bool) -> Any:
-    number = np.dtype(dtype).type
-    zero, one = number(0), number(1)
-    sqrt = CUDA.math("sqrt", dtype)
-
-    def group_norm_forward(x, gamma, beta, mean, rstd, y, share, epsilon, channels, spatial, channels_on, places_on):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
-        if row >= x.shape[0]:
-            return
-        base = x[row, 0]  # relative to it, a mean that is large beside the deviation loses nothing
-        total = zero
-        for j in range(cuda.threadIdx.x, x.shape[1], WIDTH):
-            total += x[row, j] - base
-        offset = warp_sum(total) * share
-        square = zero
-        for j in range(cuda.threadIdx.x, x.shape[1], WIDTH):
-            d = (x[row, j] - base) - offset
-            square += d * d
-        scale = one / sqrt(warp_sum(square) * share + epsilon)
-        if cuda.threadIdx.x == 0:
-            mean[row] = base + offset
-            rstd[row] = scale
-        c = cuda.threadIdx.x
-        if grouped:
-            c = cuda.threadIdx.x // spatial
-            place = cuda.threadIdx.x - c * spatial
-            c += row * channels % gamma.size
-        for j in range(cuda.threadIdx.x, x.shape[1], WIDTH):
-            y[row, j] = gamma[c] * (((x[row, j] - base) - offset) * scale) + beta[c]
-            c += channels_on
-            if grouped:
-                place += places_on
-                if place >= spatial:
-                    place -= spatial
-                    c += 1
-
-    return group_norm_forward
-
-
-@kernel
-def _gradient(dtype: Any, grouped: bool) -> Any:
-    zero = np.dtype(dtype).type(0)
-
-    def group_norm_gradient(dy, x, gamma, mean, rstd, dx, share, channels, spatial, channels_on, places_on):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
-        if row >= x.shape[0]:
-            return
-        centre = mean[row]
-        scale = rstd[row]
-        level = zero
-        slope = zero
-        first = cuda.threadIdx.x
-        first_place = 0
-        if grouped:
-            first = cuda.threadIdx.x // spatial
-            first_place = cuda.threadIdx.x - first * spatial
-            first += row * channels % gamma.size
-        c = first
-        place = first_place
-        for j in range(cuda.threadIdx.x, x.shape[1], WIDTH):
-            g = dy[row, j] * gamma[c]
-            level += g
-            slope += g * ((x[row, j] - centre) * scale)
-            c += channels_on
-            if grouped:
-                place += places_on
-                if place >= spatial:
-                    place -= spatial
-                    c += 1
-        level = warp_sum(level) * share
-        slope = warp_sum(slope) * share
-        c = first
-        place = first_place
-        for j in range(cuda.threadIdx.x, x.shape[1], WIDTH):
-            xhat = (x[row, j] - centre) * scale
-            dx[row, j] = scale * (dy[row, j] * gamma[c] - level - xhat * slope)
-            c += channels_on
-            if grouped:
-                place += places_on
-                if place >= spatial:
-                    place -= spatial
-                    c += 1
-
-    return group_norm_gradient
-
-
 # ------------------------------------------------------------------------------------------------ instructions
 
 # Sums over rows along with dx: beyond 64 bytes a lane, rows of single elements would leave the registers.
@@ -277,9 +180,11 @@ def _spatial(x: Any, mean: Any, gamma: Any, step: int) -> tuple[Any, ...]:
     return tuple(np.int64(v) for v in (gamma.size // mean.shape[1], spatial, *divmod(step, spatial)))
 
 
-def _step(row: Row) -> int:
-    """From the last element of a lane's vector to the first of its next."""
-    return row.lanes * (WIDTH - 1) + 1
+def _steps(row: Row, x: Any, mean: Any, gamma: Any) -> tuple[Any, ...]:
+    """The channels of a group, the columns of a channel, and how many of each lie between two vectors of a lane."""
+    spatial = x.shape[1] // gamma.size
+    step = row.lanes * (WIDTH - 1) + 1  # from the last element of one to the first of the next
+    return tuple(np.int64(v) for v in (gamma.size // mean.shape[1], spatial, *divmod(step, spatial)))
 
 
 def group_norm_forward(x: Any, gamma: Any, beta: Any, mean: Any, rstd: Any, y: Any, epsilon: float) -> list[Launch]:
@@ -290,12 +195,8 @@ def group_norm_forward(x: Any, gamma: Any, beta: Any, mean: Any, rstd: Any, y: A
     grouped = size != gamma.size
     row = row_of(size, *lines, *([] if grouped else [gamma, beta]))
     factors = number(1.0 / size), number(epsilon)
-    if row is None:
-        arguments = lines[0], gamma, beta, *figures, lines[1], *factors, *_spatial(x, mean, gamma, WIDTH)
-        return [Launch(_forward(x.dtype, grouped), *rows_of(rows), arguments)]
-    sizes = np.int64(rows), np.int64(size), *_spatial(x, mean, gamma, _step(row))
-    arguments = x.ravel(), gamma, beta, *figures, y.ravel(), *factors, *sizes
-    return [Launch(_forward_of_rows(x.dtype, row, grouped), *rows_of(rows), arguments)]
+    made = _forward(x.dtype, row, grouped)
+    return [row_launch(made, lines, gamma, beta, *figures, *factors, *_steps(row, x, mean, gamma))]
 
 
 def group_norm_backward(
@@ -307,23 +208,18 @@ def group_norm_backward(
     grouped = size != gamma.size
     row = row_of(size, *lines, *([] if grouped else [gamma]))
     share = x.dtype.type(1.0 / size)
-    flat = [a.ravel() for a in (dy, x, dx)]
-    if row is not None and not grouped and (row.lanes > 1 or 2 * row.kept * x.itemsize <= KEPT):
+    if row.vectors and not grouped and (row.lanes > 1 or 2 * row.kept * x.itemsize <= KEPT):
         turns = max(TURNS, ceil_div(rows, BLOCKS * WARPS))
         blocks = ceil_div(rows, turns * WARPS)
         sums = partials(dgamma, blocks), partials(dbeta, blocks)
         sizes = (np.int64(v) for v in (rows, size, turns))
+        flat = [a.ravel() for a in lines]
         arguments = *flat[:2], gamma, *figures, flat[2], *sums, share, *sizes
         return [
             Launch(_backward_of_rows(x.dtype, row), (blocks,), (WIDTH, WARPS), arguments),
             *sum_partials(sums[0], dgamma),
             *sum_partials(sums[1], dbeta),
         ]
-    if row is None:
-        made = _gradient(x.dtype, grouped)
-        arguments = *lines[:2], gamma, *figures, lines[2], share, *_spatial(x, mean, gamma, WIDTH)
-    else:
-        made = _gradient_of_rows(x.dtype, row, grouped)
-        sizes = np.int64(rows), np.int64(size), *_spatial(x, mean, gamma, _step(row))
-        arguments = *flat[:2], gamma, *figures, flat[2], share, *sizes
-    return [*gradient_sums(dy, x, mean, rstd, dgamma, dbeta), Launch(made, *rows_of(rows), arguments)]
+    made = _gradient(x.dtype, row, grouped)
+    last = row_launch(made, lines, gamma, *figures, share, *_steps(row, x, mean, gamma))
+    return [*gradient_sums(dy, x, mean, rstd, dgamma, dbeta), last]

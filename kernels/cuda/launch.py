@@ -51,6 +51,7 @@ DELIBERATE_FLOAT64 = (
     "norms_of_tensors",
     "ascent_ratio",
     "scale_loss",
+    "scale_loss_scalar",
     "move_scale",
     "record",
 )

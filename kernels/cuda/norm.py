@@ -1,136 +1,78 @@
 """Batch normalisation on CUDA.
 
 Memory contract: ``y``, ``mean``, ``rstd``, ``dx``, ``dgamma``, ``dbeta`` are overwritten, the running statistics
-updated. A warp lies along 32 columns, so that every read is coalesced. A block takes 256 rows: each thread runs
-Welford's recurrence over every 8th row, the eight are merged in shared memory, and the blocks by one thread a column
-(Chan, Golub & LeVeque 1983). The order is fixed: no atomics, and a result repeats bit for bit.
-
-Where a channel has several columns, ``(batch, channels, *spatial)``, the sums of a channel are those of blocks that
-take 8192 of its elements each, in the order in which they lie. The last passes run over columns in either case.
+updated. A warp lies along columns and a thread takes 128 bits of them where columns and addresses allow it. A block
+takes 256 rows: each thread runs Welford's recurrence over every 8th row, the eight are merged in shared memory, and the
+blocks by one thread a column (Chan, Golub & LeVeque 1983). The order is fixed: no atomics, and a result repeats bit for
+bit. Where a channel has several columns, its sums are those of channels.py; the last passes run over columns, too.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 from numba import cuda
 
-from .block import block_sum
-from .columns import column_pass
-from .dense import partials, sum_partials
-from .launch import BLOCK, CHUNK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, kernel, scratch, tiled
+from .channels import PART, channel_gradient_sums, channel_moments, parts_of
+from .column_sums import column_sums, partials, sum_partials
+from .columns import column_pass, each, lanes_of, load
+from .launch import BLOCK, CHUNK, CUDA, DEPTH, WIDTH, Launch, ceil_div, element, generated, kernel, scratch, tiled
+from .vector import access
 
-PART = 8192  # elements of a channel with several columns that a block adds up
-
-
-@kernel
-def _moments(dtype: Any) -> Any:
-    number = np.dtype(dtype).type
-    zero, one = number(0), number(1)
-    kind = element(dtype)
-
-    def moments(x, means, squares):  # type: ignore[no-untyped-def]
-        shared_mean = cuda.shared.array((DEPTH, WIDTH), kind)
-        shared_square = cuda.shared.array((DEPTH, WIDTH), kind)
-        shared_count = cuda.shared.array((DEPTH, WIDTH), kind)
-        rows, columns = x.shape
-        lane = cuda.threadIdx.x
-        depth = cuda.threadIdx.y
-        column = cuda.blockIdx.y * WIDTH + lane
-        mean = zero
-        square = zero
-        count = zero
-        if column < columns:
-            last = min(rows, (cuda.blockIdx.x + 1) * CHUNK)
-            for row in range(cuda.blockIdx.x * CHUNK + depth, last, DEPTH):
-                v = x[row, column]
-                count += one
-                d = v - mean
-                mean += d / count
-                square += d * (v - mean)
-        shared_mean[depth, lane] = mean
-        shared_square[depth, lane] = square
-        shared_count[depth, lane] = count
-        cuda.syncthreads()
-        if depth == 0 and column < columns:
-            for k in range(1, DEPTH):
-                n = shared_count[k, lane]
-                if n > zero:
-                    total = count + n
-                    d = shared_mean[k, lane] - mean
-                    mean += d * (n / total)
-                    square += shared_square[k, lane] + d * d * (count * n / total)
-                    count = total
-            means[cuda.blockIdx.x, column] = mean
-            squares[cuda.blockIdx.x, column] = square
-
-    return moments
-
-
-@kernel
-def _channel_moments(dtype: Any) -> Any:
-    number = np.dtype(dtype).type
-    zero, one = number(0), number(1)
-    kind = element(dtype)
-
-    def channel_moments(x, means, squares, spatial, rows_on, places_on):  # type: ignore[no-untyped-def]
-        """A thread takes every 256th element; their places follow from the one before, without a division."""
-        shared_mean = cuda.shared.array(BLOCK, kind)
-        shared_square = cuda.shared.array(BLOCK, kind)
-        shared_count = cuda.shared.array(BLOCK, kind)
-        t = cuda.threadIdx.x
-        part = cuda.blockIdx.x // means.shape[1]
-        channel = cuda.blockIdx.x - part * means.shape[1]
-        mean = zero
-        square = zero
-        count = zero
-        i = part * PART + t
-        last = min(x.shape[0] * spatial, (part + 1) * PART)
-        row = i // spatial
-        place = i - row * spatial
-        while i < last:
-            v = x[row, channel * spatial + place]
+_MOMENTS = """
+def {name}(x, means, squares, rows, columns):
+    shared_mean = cuda.shared.array(({DEPTH}, {WIDTH} * {lanes}), element)
+    shared_square = cuda.shared.array(({DEPTH}, {WIDTH} * {lanes}), element)
+    lane = {lanes} * cuda.threadIdx.x
+    depth = cuda.threadIdx.y
+    column = {lanes} * {WIDTH} * cuda.blockIdx.y + lane
+    first = cuda.blockIdx.x * {CHUNK}
+    last = min(rows, first + {CHUNK})
+{begin}
+    count = zero
+    if column < columns:
+        for row in range(first + depth, last, {DEPTH}):
+            at = row * columns + column
+            {load}
             count += one
-            d = v - mean
-            mean += d / count
-            square += d * (v - mean)
-            i += BLOCK
-            row += rows_on
-            place += places_on
-            if place >= spatial:
-                place -= spatial
-                row += 1
-        shared_mean[t] = mean
-        shared_square[t] = square
-        shared_count[t] = count
-        cuda.syncthreads()
-        half = BLOCK // 2
-        while half > 0:
-            if t < half:
-                n = shared_count[t + half]
-                if n > zero:
-                    count = shared_count[t]
-                    total = count + n
-                    d = shared_mean[t + half] - shared_mean[t]
-                    shared_mean[t] += d * (n / total)
-                    shared_square[t] += shared_square[t + half] + d * d * (count * n / total)
-                    shared_count[t] = total
-            cuda.syncthreads()
-            half //= 2
-        if t == 0:
-            means[part, channel] = shared_mean[0]
-            squares[part, channel] = shared_square[0]
-
-    return channel_moments
+{add}
+{keep}
+    cuda.syncthreads()
+    if depth == 0 and column < columns:
+        for k in range(1, min({DEPTH}, last - first)):
+            n = number((last - first - k + {DEPTH} - 1) // {DEPTH})
+            total = count + n
+            share = n / total
+            both = count * n / total
+{merge}
+            count = total
+{put}
+"""
 
 
-def _parts(rows: int, columns: int, channels: int) -> tuple[Any, ...]:
-    """How many parts the channels have, the grid and block of their blocks, and their last arguments."""
-    spatial = columns // channels
-    parts = ceil_div(rows * spatial, PART)
-    steps = (np.int64(v) for v in (spatial, *divmod(BLOCK, spatial)))
-    return parts, (parts * channels,), (BLOCK,), tuple(steps)
+@functools.cache
+def _moments(dtype: np.dtype, lanes: int) -> Any:
+    name = "moments" if lanes > 1 else "moments_scalar"
+    merge = (
+        "d{k} = shared_mean[k, lane + {k}] - mean{k}; mean{k} += d{k} * share; "
+        "square{k} += shared_square[k, lane + {k}] + d{k} * d{k} * both"
+    )
+    text = _MOMENTS.format(
+        name=name, DEPTH=DEPTH, WIDTH=WIDTH, CHUNK=CHUNK, lanes=lanes,
+        begin=each("mean{k} = square{k} = zero", lanes, 4),
+        load=load("v", "x", "at", lanes),
+        add=each("d{k} = v{k} - mean{k}; mean{k} += d{k} / count; square{k} += d{k} * (v{k} - mean{k})", lanes, 12),
+        keep=each("shared_mean[depth, lane + {k}] = mean{k}; shared_square[depth, lane + {k}] = square{k}", lanes, 4),
+        merge=each(merge, lanes, 12),
+        put=each("means[cuda.blockIdx.x, column + {k}] = mean{k}", lanes, 8)
+        + "\n"
+        + each("squares[cuda.blockIdx.x, column + {k}] = square{k}", lanes, 8),
+    )  # fmt: skip
+    scope = {"cuda": cuda, "load": access(dtype).load, "element": element(dtype)}
+    scope |= {"number": dtype.type, "zero": dtype.type(0), "one": dtype.type(1)}
+    return generated(text, name, scope, dtype)
 
 
 @kernel
@@ -182,19 +124,20 @@ def batch_norm_forward(
     """
     m, n = x.shape
     channels = gamma.size
-    if n > channels:
-        chunks, *shape, steps = _parts(m, n, channels)
-        made, full = _channel_moments(x.dtype), PART
-    else:
-        chunks, shape, steps = ceil_div(m, CHUNK), tiled(m, n, depth=CHUNK), ()
-        made, full = _moments(x.dtype), CHUNK
+    chunks, full = (parts_of(m, n, channels), PART) if n > channels else (ceil_div(m, CHUNK), CHUNK)
     means, squares = scratch(x, (chunks, channels)), scratch(x, (chunks, channels))
+    if n > channels:
+        moments = channel_moments(x, means, squares)
+    else:
+        lanes = lanes_of(n, x)
+        sizes = x.ravel(), means, squares, np.int64(m), np.int64(n)
+        moments = Launch(_moments(x.dtype, lanes), *tiled(m, ceil_div(n, lanes), depth=CHUNK), sizes)
     points = m * (n // channels)
     counts = full, points - (chunks - 1) * full
     factors = map(x.dtype.type, (*counts, momentum, 1 - momentum, 1 / max(points - 1, 1), 1 / points, epsilon))
     columns = (ceil_div(channels, BLOCK),), (BLOCK,)
     return [
-        Launch(made, *shape, (x, means, squares, *steps)),
+        moments,
         Launch(_statistics(x.dtype), *columns, (means, squares, running_mean, running_var, mean, rstd, *factors)),
         column_pass(
             "normalise",
@@ -222,109 +165,29 @@ def batch_norm_inference(
     return [launch]
 
 
-@kernel
-def _gradient_sums(dtype: Any, by_row: bool) -> Any:
-    zero = np.dtype(dtype).type(0)
-    kind = element(dtype)
-
-    def gradient_sums(dy, x, mean, rstd, dgammas, dbetas):  # type: ignore[no-untyped-def]
-        """``mean`` and ``rstd`` are those of a column, or in each row those of one of its groups of columns."""
-        shared_gamma = cuda.shared.array((DEPTH, WIDTH), kind)
-        shared_beta = cuda.shared.array((DEPTH, WIDTH), kind)
-        rows, columns = x.shape
-        lane = cuda.threadIdx.x
-        depth = cuda.threadIdx.y
-        column = cuda.blockIdx.y * WIDTH + lane
-        dgamma = zero
-        dbeta = zero
-        if column < columns:
-            if by_row:
-                group = column // (columns // mean.shape[1])
-            else:
-                centre = mean[column]
-                scale = rstd[column]
-            last = min(rows, (cuda.blockIdx.x + 1) * CHUNK)
-            for row in range(cuda.blockIdx.x * CHUNK + depth, last, DEPTH):
-                if by_row:
-                    centre = mean[row, group]
-                    scale = rstd[row, group]
-                d = dy[row, column]
-                dbeta += d
-                dgamma += d * ((x[row, column] - centre) * scale)
-        shared_gamma[depth, lane] = dgamma
-        shared_beta[depth, lane] = dbeta
-        cuda.syncthreads()
-        if depth == 0 and column < columns:
-            for k in range(1, DEPTH):
-                dgamma += shared_gamma[k, lane]
-                dbeta += shared_beta[k, lane]
-            dgammas[cuda.blockIdx.x, column] = dgamma
-            dbetas[cuda.blockIdx.x, column] = dbeta
-
-    return gradient_sums
-
-
-@kernel
-def _channel_gradient_sums(dtype: Any, by_row: bool) -> Any:
-    zero = np.dtype(dtype).type(0)
-    kind = element(dtype)
-
-    def channel_gradient_sums(dy, x, mean, rstd, dgammas, dbetas, spatial, rows_on, places_on):  # type: ignore[no-untyped-def]
-        """As channel_moments goes."""
-        shared_gamma = cuda.shared.array(BLOCK, kind)
-        shared_beta = cuda.shared.array(BLOCK, kind)
-        t = cuda.threadIdx.x
-        part = cuda.blockIdx.x // dgammas.shape[1]
-        channel = cuda.blockIdx.x - part * dgammas.shape[1]
-        if by_row:
-            group = channel // (dgammas.shape[1] // mean.shape[1])
-        else:
-            centre = mean[channel]
-            scale = rstd[channel]
-        dgamma = zero
-        dbeta = zero
-        i = part * PART + t
-        last = min(x.shape[0] * spatial, (part + 1) * PART)
-        row = i // spatial
-        place = i - row * spatial
-        while i < last:
-            if by_row:
-                centre = mean[row, group]
-                scale = rstd[row, group]
-            d = dy[row, channel * spatial + place]
-            dbeta += d
-            dgamma += d * ((x[row, channel * spatial + place] - centre) * scale)
-            i += BLOCK
-            row += rows_on
-            place += places_on
-            if place >= spatial:
-                place -= spatial
-                row += 1
-        block_sum(dgamma, shared_gamma)
-        block_sum(dbeta, shared_beta)
-        if t == 0:
-            dgammas[part, channel] = shared_gamma[0]
-            dbetas[part, channel] = shared_beta[0]
-
-    return channel_gradient_sums
-
-
 def gradient_sums(dy: Any, x: Any, mean: Any, rstd: Any, dgamma: Any, dbeta: Any) -> list[Launch]:
     """``dgamma = sum dy xhat``, ``dbeta = sum dy`` of each channel; ``mean, rstd`` are of channels, or ``(m, g)``."""
     m, n = x.shape
     channels, by_row = dgamma.size, mean.ndim == 2
-    if n > channels:
-        parts, *shape, steps = _parts(m, n, channels)
-        made = _channel_gradient_sums(x.dtype, by_row)
-    else:
-        parts, shape, steps = ceil_div(m, CHUNK), tiled(m, n, depth=CHUNK), ()
-        made = _gradient_sums(x.dtype, by_row)
+    parts = parts_of(m, n, channels) if n > channels else ceil_div(m, CHUNK)
     dgammas, dbetas = partials(dgamma, parts), partials(dbeta, parts)
-    return [
-        Launch(made, *shape, (dy, x, mean, rstd, dgammas, dbetas, *steps)),
-        *sum_partials(dgammas, dgamma),
-        *sum_partials(dbetas, dbeta),
-    ]
+    if n > channels:
+        launch = channel_gradient_sums(dy, x, mean, rstd, dgammas, dbetas)
+    else:
+        figures = {"mean": mean, "rstd": rstd}
+        xhat = "(x{k} - centre) * scale" if by_row else "(x{k} - mean{k}) * rstd{k}"
+        where: dict[str, Any] = {"figures": figures}
+        if by_row:  # a group's columns share the figures of a row
+            where = {
+                "begin": ["group = column // (columns // mean.shape[1])"],
+                "of_row": ["centre = mean[row, group]", "scale = rstd[row, group]"],
+                "neighbours": n // mean.shape[1],
+                **figures,
+            }
+        lines = ["dbeta{k} += dy{k}", f"dgamma{{k}} += dy{{k}} * ({xhat})"]
+        sums = {"dgamma": dgammas, "dbeta": dbetas}
+        launch = column_sums("gradient_sums", {"dy": dy, "x": x}, sums, lines, **where)
+    return [launch, *sum_partials(dgammas, dgamma), *sum_partials(dbetas, dbeta)]
 
 
 def batch_norm_backward(

@@ -12,23 +12,12 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
-from .columns import lanes_of
-from .launch import CUDA, DEPTH, WIDTH, Launch, ceil_div, flat, kernel
-from .vector import access, aligned
+from .columns import lanes_of, marked
+from .elements import element_pass
+from .launch import CUDA, DEPTH, WIDTH, Launch, ceil_div, kernel
+from .vector import access
 
 _MOST = 65535  # blocks of a grid along y
-
-
-def _times_1(a, b):  # type: ignore[no-untyped-def]
-    return (a[0] * b[0],)
-
-
-def _times_2(a, b):  # type: ignore[no-untyped-def]
-    return a[0] * b[0], a[1] * b[1]
-
-
-def _times_4(a, b):  # type: ignore[no-untyped-def]
-    return a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3]
 
 
 def _scaled_1(a, b):  # type: ignore[no-untyped-def]
@@ -43,30 +32,12 @@ def _scaled_4(a, b):  # type: ignore[no-untyped-def]
     return a * b[0], a * b[1], a * b[2], a * b[3]
 
 
-_TIMES = {1: _times_1, 2: _times_2, 4: _times_4}
 _SCALED = {1: _scaled_1, 2: _scaled_2, 4: _scaled_4}
-
-
-@kernel
-def _hadamard(dtype: Any, lanes: int) -> Any:
-    _, load, store = access(dtype, lanes)
-    times = CUDA.inline(_TIMES[lanes])
-
-    def hadamard(a, b, out, groups):  # type: ignore[no-untyped-def]
-        for i in range(cuda.grid(1), groups, cuda.gridsize(1)):
-            store(out, lanes * i, times(load(a, lanes * i), load(b, lanes * i)))
-        for i in range(lanes * groups + cuda.grid(1), out.size, cuda.gridsize(1)):
-            out[i] = a[i] * b[i]
-
-    return hadamard
 
 
 def hadamard(a: Any, b: Any, out: Any) -> list[Launch]:
     """``out = a b``, element by element."""
-    arrays = a.ravel(), b.ravel(), out.ravel()
-    lanes = access(out.dtype).lanes if aligned(*arrays) else 1
-    groups = out.size // lanes
-    return [Launch(_hadamard(out.dtype, lanes), *flat(max(groups, 1)), (*arrays, np.int64(groups)))]
+    return [element_pass("hadamard", {"a": a, "b": b}, {"out": (out, "a{k} * b{k}")})]
 
 
 @kernel
@@ -90,7 +61,7 @@ def _outer_rows(dtype: Any, lanes: int, crossed: bool) -> Any:
             factor = a[upper * inner + j]
             store(out, row * width + column, scaled(factor, load(b, lower * columns + column - j * columns)))
 
-    return outer_rows
+    return marked(outer_rows, lanes)
 
 
 def _rows_by_rows(a: Any, b: Any, out: Any, crossed: bool) -> list[Launch]:

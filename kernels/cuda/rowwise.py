@@ -8,6 +8,7 @@ after another, keeps float64. ``record`` alone sums in float64.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numba
@@ -15,11 +16,11 @@ import numpy as np
 from numba import cuda
 
 from .block import block_sum
-from .columns import lanes_of
-from .launch import BLOCK, CUDA, Launch, device_function, flat, kernel, tiled
-from .softmax import loss_operands
+from .columns import lanes_of, marked
+from .launch import BLOCK, Launch, device_function, flat, kernel, tiled
+from .softmax import loss_launch
 from .vector import access
-from .warp import ALL, WARPS, rows_of, warp_sum
+from .warp import ALL, Passes, Row, row_kernel, row_launch, row_name, row_of
 
 # --------------------------------------------------------------------------------------------------- gather
 
@@ -35,7 +36,7 @@ def _gather_rows(dtype: Any, lanes: int) -> Any:
             place = order[cursor[0] + row] * groups + group
             store(out, lanes * (row * groups + group), load(source, lanes * place))
 
-    return gather_rows
+    return marked(gather_rows, lanes)
 
 
 @kernel
@@ -67,118 +68,115 @@ gather_values = gather_labels
 # ------------------------------------------------------------------------------------------ reductions of a warp
 
 
-def _warp_argmax(values, row):  # type: ignore[no-untyped-def]
-    """The first place of the largest element of a row; 0 where the row begins with NaN."""
-    best = values[row, 0]
-    place = 0
-    for j in range(cuda.threadIdx.x, values.shape[1], 32):
-        v = values[row, j]
-        if v > best:
-            best = v
-            place = j
+_ARGMAX = """
+    best{which} = {array}[row * columns]
+    place{which} = 0
+{search}
     for offset in (16, 8, 4, 2, 1):
-        other = cuda.shfl_xor_sync(ALL, best, offset)
-        other_place = cuda.shfl_xor_sync(ALL, place, offset)
-        if other > best or (other == best and other_place < place):
-            best = other
-            place = other_place
-    return place
+        other = cuda.shfl_xor_sync({ALL}, best{which}, offset)
+        other_place = cuda.shfl_xor_sync({ALL}, place{which}, offset)
+        if other > best{which} or (other == best{which} and other_place < place{which}):
+            best{which} = other
+            place{which} = other_place"""
+
+
+def _argmax(row: Row, array: str, which: str = "") -> str:
+    """The lines that find ``place``, of the first largest element of a row; 0 where the row begins with NaN."""
+    line = f"if v{{e}} > best{which}: best{which} = v{{e}}; place{which} = {{j}}"
+    return _ARGMAX.format(array=array, which=which, ALL=ALL, search=Passes(row, {"v": array})("v", line))
 
 
 # --------------------------------------------------------------------------------------------------- losses
 
+_LOSS = """
+def {name}(p, target, dp, weight, loss, inverse, share, rows, columns):
+{begin}
+    w = {w}
+    scale = w * inverse
+    total = zero
+{elements}
+    total = warp_sum(total)
+    if cuda.threadIdx.x == 0:
+        loss[row] = w * total
+"""
 
-@kernel
-def _elementwise_loss(dtype: Any, value: Any, slope: Any, weighted: bool, with_gradient: bool) -> Any:
-    zero = np.dtype(dtype).type(0)
 
-    def elementwise_loss(p, target, weight, loss, dp, inverse, share):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
-        if row >= p.shape[0]:
-            return
-        w = share
-        if weighted:
-            w *= weight[row]
-        total = zero
-        scale = w * inverse
-        for j in range(cuda.threadIdx.x, p.shape[1], 32):
-            q = p[row, j]
-            t = target[row, j]
-            total += value(q, t)
-            if with_gradient:
-                dp[row, j] = scale * slope(q, t)
-        total = warp_sum(total)
-        if cuda.threadIdx.x == 0:
-            loss[row] = w * total
-
-    return elementwise_loss
+@functools.cache
+def _elementwise_loss(dtype: Any, row: Row, weighted: bool, with_gradient: bool, value: Any, slope: Any) -> Any:
+    name, go = row_name("elementwise_loss", row), Passes(row, {"q": "p", "t": "target"})
+    puts = {"dp": "scale * slope(q{e}, t{e})"} if with_gradient else {}
+    text = _LOSS.format(
+        name=name,
+        begin=row.begin,
+        w="share * weight[row]" if weighted else "share",
+        elements=go("q t", "total += value(q{e}, t{e})", **puts),
+    )
+    return row_kernel(text, name, dtype, value=value, slope=slope)
 
 
 def elementwise_loss(rule: Any, p: Any, target: Any, weight: Any, loss: Any, dp: Any, mean: float) -> list[Launch]:
     """Per row the sum or mean of ``L(p, t)``; ``dp = weight L'(p, t) / m``, divided by n too for the mean."""
-    value, slope = (device_function(rule, part, p.dtype) for part in ("value", "slope"))
-    made = _elementwise_loss(p.dtype, value, slope, weight is not None, dp is not None)
+    functions = [device_function(rule, part, p.dtype) for part in ("value", "slope")]
+    row = row_of(p.shape[1], p, target, p if dp is None else dp, keep=False)
     share = p.dtype.type(1.0 / p.shape[1] if mean else 1.0)
-    return [Launch(made, *rows_of(p.shape[0]), (p, target, *loss_operands(p, weight, loss, dp), share))]
+    return [loss_launch(lambda *key: _elementwise_loss(*key, *functions), row, p, target, weight, loss, dp, share)]
 
 
 # -------------------------------------------------------------------------------------------------- metrics
 
 
-@kernel
-def _categorical_accuracy(dtype: Any, dense: bool) -> Any:
-    number = np.dtype(dtype).type
-    zero, one = number(0), number(1)
-    warp_argmax = CUDA.inline(_warp_argmax)
+_ACCURACY = """
+def {name}(score, {array}, hit, rows, columns):
+{begin}
+{place}
+{expected}
+    if cuda.threadIdx.x == 0:
+        hit[row] = one if place == {wanted} else zero
+"""
 
-    def accuracy_of_labels(score, labels, hit):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
-        if row >= score.shape[0]:
-            return
-        place = warp_argmax(score, row)
-        if cuda.threadIdx.x == 0:
-            hit[row] = one if place == labels[row] else zero
 
-    def accuracy_of_targets(score, target, hit):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
-        if row >= score.shape[0]:
-            return
-        place = warp_argmax(score, row)
-        expected = warp_argmax(target, row)
-        if cuda.threadIdx.x == 0:
-            hit[row] = one if place == expected else zero
-
-    return accuracy_of_targets if dense else accuracy_of_labels
+@functools.cache
+def _categorical_accuracy(dtype: Any, row: Row, dense: bool) -> Any:
+    name = row_name("accuracy_of_targets" if dense else "accuracy_of_labels", row)
+    text = _ACCURACY.format(
+        name=name,
+        array="target" if dense else "labels",
+        begin=row.begin,
+        place=_argmax(row, "score"),
+        expected=_argmax(row, "target", "_expected") if dense else "",
+        wanted="place_expected" if dense else "labels[row]",
+    )
+    return row_kernel(text, name, dtype)
 
 
 def categorical_accuracy(score: Any, labels: Any, hit: Any) -> list[Launch]:
     """``hit = 1`` where the first maximum of the scores is at the label."""
-    return [Launch(_categorical_accuracy(score.dtype, False), *rows_of(score.shape[0]), (score, labels, hit))]
+    row = row_of(score.shape[1], score, keep=False)
+    return [row_launch(_categorical_accuracy(score.dtype, row, False), [score], labels, hit)]
 
 
 def categorical_accuracy_dense(score: Any, target: Any, hit: Any) -> list[Launch]:
     """``hit = 1`` where the scores and the targets have their first maximum at the same place."""
-    return [Launch(_categorical_accuracy(score.dtype, True), *rows_of(score.shape[0]), (score, target, hit))]
+    row = row_of(score.shape[1], score, target, keep=False)
+    return [row_launch(_categorical_accuracy(score.dtype, row, True), [score, target], hit)]
 
 
-@kernel
-def _binary_accuracy(dtype: Any) -> Any:
-    number = np.dtype(dtype).type
-    zero, one, half = number(0), number(1), number(0.5)
+_BINARY = """
+def {name}(score, target, hit, threshold, half, all, rows, columns):
+{begin}
+    count = zero
+{elements}
+    count = warp_sum(count)
+    if cuda.threadIdx.x == 0:
+        hit[row] = count / all
+"""
 
-    def binary_accuracy(score, target, hit, threshold, columns):  # type: ignore[no-untyped-def]
-        row = cuda.blockIdx.x * WARPS + cuda.threadIdx.y
-        if row >= score.shape[0]:
-            return
-        count = zero
-        for j in range(cuda.threadIdx.x, score.shape[1], 32):
-            if (score[row, j] > threshold) == (target[row, j] > half):
-                count += one
-        count = warp_sum(count)
-        if cuda.threadIdx.x == 0:
-            hit[row] = count / columns
 
-    return binary_accuracy
+@functools.cache
+def _binary_accuracy(dtype: Any, row: Row) -> Any:
+    name, go = row_name("binary_accuracy", row), Passes(row, {"s": "score", "t": "target"})
+    elements = go("s t", "count += one if (s{e} > threshold) == (t{e} > half) else zero")
+    return row_kernel(_BINARY.format(name=name, begin=row.begin, elements=elements), name, dtype)
 
 
 def binary_accuracy(score: Any, target: Any, hit: Any, threshold: float) -> list[Launch]:
@@ -187,8 +185,9 @@ def binary_accuracy(score: Any, target: Any, hit: Any, threshold: float) -> list
     bound = number(threshold)
     if float(bound) > threshold:  # rounded down, so that float32 scores compare as with the float64 threshold
         bound = np.nextafter(bound, number(-np.inf))
-    arguments = (score, target, hit, bound, number(score.shape[1]))
-    return [Launch(_binary_accuracy(score.dtype), *rows_of(score.shape[0]), arguments)]
+    row = row_of(score.shape[1], score, target, keep=False)
+    made = _binary_accuracy(score.dtype, row)
+    return [row_launch(made, [score, target], hit, bound, number(0.5), number(score.shape[1]))]
 
 
 @kernel

@@ -25,11 +25,11 @@ from numba import cuda
 from ..rewriting import select_max, select_min
 from ..step_text import begin_functions, begin_text, uniform_lines, update_text
 from .block import block_sum
+from .elements import sum_blocks
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
 from .vector import BYTES, access, aligned, half_access
 
-NORM_BLOCKS = 256  # at most; one thread adds their sums
 SELECT = {f.__name__: CUDA.inline(f) for f in (select_max, select_min)}
 
 
@@ -123,7 +123,7 @@ def _norm_finish(dtype: Any) -> Any:
 
 def clip_by_global_norm(g: Any, hyper: Any, uniforms: Any) -> list[Launch]:
     """``uniforms[0] *= c / max(c, ||uniforms[0] g||)`` with ``c = hyper[-1] > 0``."""
-    blocks = max(1, min(ceil_div(g.size, 4 * BLOCK), NORM_BLOCKS))
+    blocks = sum_blocks(g.size)
     partial = scratch(uniforms, (blocks,))
     g, half = _half(g)
     wide = aligned(g, size=_HALF_BYTES) if half else aligned(g)

@@ -1,22 +1,23 @@
-"""A warp for each row: what its lanes find out together, and rows whose elements they keep in registers.
+"""A warp for each row: what its lanes find out together, and the text of passes over the elements of a row.
 
 A kernel that reads a row several times, first for a sum and then for the result, moves it several times through the
 memory system. Up to 128 bytes a lane, a row fits the registers of a warp instead and is read once. NVVM keeps scalar
 variables in registers, and arrays only where every index is known: the text is generated, with a variable for each
-element. A lane takes 128 bits at once where the columns allow it, and other rows element by element; where only the
-addresses do not allow it, lanes take the same elements one by one, and the bits are the same.
+element. Longer rows are read again in each pass, by a loop. A lane takes 128 bits at once where the columns allow it,
+and other rows element by element; where only the addresses do not allow it, lanes take the same elements one by one,
+and the bits are the same.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import cuda
 
-from .launch import CUDA, WIDTH, ceil_div, generated
+from .launch import CUDA, WIDTH, Launch, ceil_div, generated
 from .vector import access, aligned
 
 WARPS = 4  # rows a block takes
@@ -48,24 +49,16 @@ def warp_max(v):
 
 
 @CUDA.inline
-def row_max(z, row, lowest):
-    """The largest element of a row of the matrix ``z`` that is above ``lowest``, the same in each lane."""
-    peak = lowest
-    for j in range(cuda.threadIdx.x, z.shape[1], WIDTH):  # type: ignore[call-overload]
-        v = z[row, j]
-        if v > peak:
-            peak = v
-    return warp_max(peak)
-
-
-@CUDA.inline
 def warp_first(v):
     """The value of the first lane."""
     return cuda.shfl_sync(ALL, v, 0)
 
 
 class Row(NamedTuple):
-    """How a warp takes a row: ``vectors`` times ``lanes`` neighbours a lane, with 128-bit access where ``wide``."""
+    """How a warp takes a row: ``vectors`` times ``lanes`` neighbours a lane, with 128-bit access where ``wide``.
+
+    A row of no ``vectors`` is not kept in registers: a loop goes along it, ``lanes`` neighbours a lane at a time.
+    """
 
     lanes: int
     vectors: int
@@ -143,24 +136,83 @@ class Row(NamedTuple):
     @property
     def begin(self) -> str:
         """The lines a kernel begins with whose warps take a row each: ``row``, and where the lane's part begins."""
+        kept = f"\n{self.place}\n    first = row * columns + column" if self.vectors else ""
         return f"""\
     row = cuda.blockIdx.x * {WARPS} + cuda.threadIdx.y
     if row >= rows:
-        return
-{self.place}
-    first = row * columns + column"""
+        return{kept}"""
+
+    def loop(self, *steps: Callable[[range], str]) -> str:
+        """The lines that ``steps`` give, for each vector of a row that is not kept."""
+        lines = ["first = row * columns + column", *(step(range(self.lanes)) for step in steps)]
+        body = textwrap.indent("\n".join(lines), 8 * " ")
+        return f"    for column in range({self.lanes} * cuda.threadIdx.x, columns, {self.lanes * WIDTH}):\n{body}"
 
 
-def row_of(columns: int, *arrays: Any) -> Row | None:
-    """How a warp keeps rows of ``columns`` of the arrays in registers; None where they are too long."""
+Step = Callable[[range], str]  # the lines for some neighbouring elements of a lane
+
+
+class Passes:
+    """The text of passes over a row: what one needs is read and computed once for all, or in each pass of a long row.
+
+    ``reads`` are names of elements with the array they come from; beyond the end of a row that is kept they are zero,
+    or what ``fill`` says for a name. ``defines`` are expressions of such names, with ``{e}`` behind each, or steps.
+    ``start`` are lines that a lane begins with to walk along a row, which may use the first ``column`` it takes.
+    """
+
+    def __init__(
+        self, row: Row, reads: dict[str, str], defines: dict[str, Any] | None = None, start: str = "", **fill: str
+    ) -> None:
+        self.row, self.reads, self.defines, self.fill = row, reads, defines or {}, fill
+        self.start, self.known = start, set[str]()
+
+    def __call__(self, names: str, *lines: str, before: Sequence[Step] = (), **puts: str) -> str:
+        """A pass that needs ``names``: ``lines`` for each element as in :meth:`Row.each`, then ``array = puts[array]``.
+
+        ``before`` are steps that what is put needs.
+        """
+        row, wanted = self.row, names.split()
+        stores = [*before, *(row.put(array, value) for array, value in puts.items())] if puts else []
+        if not row.vectors:
+            steps = [row.take(name, array) for name, array in self.reads.items() if name in wanted]
+            for name, definition in self.defines.items():
+                if name in wanted:
+                    steps += [_each(f"{name}{{e}} = {definition}")] if isinstance(definition, str) else definition
+            first = f"    column = {row.lanes} * cuda.threadIdx.x\n{self.start}\n" if self.start else ""
+            return first + row.loop(*steps, *map(_each, lines), *stores)
+        parts = [self.start] if self.start and not self.known else []
+        new = [name for name in wanted if name not in self.known]
+        self.known.update(new)
+        for name, array in self.reads.items():
+            if name in new:
+                parts.append(row.load(name, array, self.fill.get(name, "zero")))
+        for name, definition in self.defines.items():
+            if name in new:
+                text = isinstance(definition, str)
+                parts.append(row.each(f"{name}{{e}} = {definition}") if text else row.by_vector(*definition))
+        parts += [row.each(line) for line in lines]
+        return "\n".join([*parts, row.by_vector(*stores)] if stores else parts)
+
+
+def _each(text: str) -> Step:
+    return lambda elements: "\n".join(text.format(e=e, j=f"column + {e}", inside=True) for e in elements)
+
+
+def row_of(columns: int, *arrays: Any, keep: bool = True) -> Row:
+    """How a warp takes rows of ``columns`` of the arrays: in registers where they fit and shall be kept."""
     dtype = arrays[0].dtype
     lanes = access(dtype).lanes
     if columns % lanes:
         lanes = 1
     vectors = ceil_div(columns, WIDTH * lanes)
-    if lanes * vectors * dtype.itemsize > KEPT:
-        return None
-    return Row(lanes, vectors, lanes > 1 and aligned(*arrays))
+    fits = keep and lanes * vectors * dtype.itemsize <= KEPT
+    return Row(lanes, vectors if fits else 0, lanes > 1 and aligned(*arrays))
+
+
+def row_launch(made: Any, matrices: Sequence[Any], *others: Any) -> Launch:
+    """The launch of a kernel whose warps take a row each of ``matrices``; ``others`` and the sizes come behind them."""
+    rows, columns = matrices[0].shape
+    return Launch(made, *rows_of(rows), (*(a.ravel() for a in matrices), *others, np.int64(rows), np.int64(columns)))
 
 
 def row_kernel(text: str, name: str, dtype: Any, **scope: Any) -> Any:
@@ -170,10 +222,11 @@ def row_kernel(text: str, name: str, dtype: Any, **scope: Any) -> Any:
     known = {"cuda": cuda, "load": wide.load, "store": wide.store}
     known |= {"zero": dtype.type(0), "one": dtype.type(1), "lowest": dtype.type(-np.inf)}
     known |= {"warp_sum": warp_sum, "warp_max": warp_max, "warp_first": warp_first}
+    known["number"] = dtype.type
     known |= {f: CUDA.math(f, dtype) for f in ("exp", "log", "sqrt")}
-    return generated(text, name, known | scope, dtype)
+    return generated(text, name, known | scope, dtype, *scope.values())
 
 
-def scalar_name(name: str, row: Row) -> str:
-    """The name of a kernel, which says where it takes no 128-bit access."""
-    return name if row.wide else f"{name}_scalar"
+def row_name(name: str, row: Row) -> str:
+    """The name of a kernel, which says where it goes along rows by a loop, and where it takes no 128-bit access."""
+    return f"{name}{'' if row.vectors else '_long'}_row{'' if row.wide else '_scalar'}"
