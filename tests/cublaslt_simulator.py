@@ -9,10 +9,17 @@ from ctypes import c_int, c_int64, c_size_t, c_uint64, c_void_p
 
 import driver_simulator
 import numpy as np
+import pytest
 from driver_simulator import Device, Event, Stream
+
+from dlcore.kernels import cache
+from dlcore.kernels.cuda import choices, cublaslt, driver, tune
 
 VERSION = 130002
 SUCCESS, INVALID, NOT_SUPPORTED, INTERNAL = 0, 7, 15, 14
+PLAIN = (21, 15, 1, 0, 0, 0, 4, 0, 0)  # an algorithm
+PARTS = (21, 18, 4, 2, 1, 0, 4, 0, 2)  # one that adds four parts
+
 NAMES = {
     status: ctypes.create_string_buffer(f"CUBLAS_STATUS_{name}".encode())
     for status, name in ((INVALID, "INVALID_VALUE"), (INTERNAL, "INTERNAL_ERROR"), (NOT_SUPPORTED, "NOT_SUPPORTED"))
@@ -196,3 +203,69 @@ def _matrix(address, layout):
     dtype, rows, columns, leading = (layout[key] for key in ("dtype", "rows", "columns", "leading"))
     memory = (ctypes.c_uint8 * (dtype.itemsize * (leading * (columns - 1) + rows))).from_address(address)
     return np.ndarray((rows, columns), dtype, memory, strides=(dtype.itemsize, dtype.itemsize * leading))
+
+
+# ---------------------------------------------------------------------------------- fixtures and matrices of tests
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A GPU with a file of choices; products take 2 ms, 1 ms with the tile that is the fastest, activations 0.1 ms."""
+    times = {"activation": 1e-4, "_32x32": 1e-3}
+    monkeypatch.setattr(cache, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(choices, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(
+        Event,
+        "seconds",
+        staticmethod(lambda kernel: next((t for name, t in times.items() if name in kernel.name), 2e-3)),
+    )
+    monkeypatch.setattr(tune, "REPEATS", 1)
+    monkeypatch.setattr(tune, "WORTH", 1.0)  # the plans of the model alone: the simulator takes its time
+    monkeypatch.setattr(driver, "_BURSTS", 1)
+    monkeypatch.setattr(driver, "_SECONDS", 1e-3)
+    caches = choices._described, choices._read, cublaslt._found, cublaslt._handle, cublaslt.refuse
+    for each in caches:
+        each.cache_clear()
+    with driver_simulator.installed(monkeypatch):
+        yield tmp_path / "products.json"
+    for each in caches:
+        each.cache_clear()
+
+
+@pytest.fixture
+def library(gpu, monkeypatch):
+    """Makes the library one of NumPy, or leaves none: ``library(offers=[...])``, ``library(None)``."""
+    made = []
+
+    def use(*none, offers=(PLAIN,), **keywords):
+        def missing():
+            raise OSError("libcublasLt.so.13: cannot open shared object file")
+
+        found = None if none else Library(offers, **keywords)
+        made.append(found)
+        monkeypatch.setattr(cublaslt, "_open", missing if none else lambda: found)
+        cublaslt._found.cache_clear()
+        cublaslt._handle.cache_clear()
+        return found
+
+    yield use
+    assert [error for each in made if each is not None for error in each.errors] == []
+
+
+def arrays(form, rows, columns, inner, dtype, offset=0):
+    """Factors, result, bias and z on the device, of which only the factors may begin at odd addresses."""
+    rng = np.random.default_rng(rows + 7 * columns + 31 * inner)
+    left = (inner, rows) if form == "a^Tb" else (rows, inner)
+    right = (columns, inner) if form == "ab^T" else (inner, columns)
+    made = []
+    for shape, shift in ((left, offset), (right, offset), ((rows, columns), 0), ((columns,), 0), ((rows, columns), 0)):
+        count = int(np.prod(shape))
+        made.append(driver_simulator._aligned((count + shift,), dtype)[shift:].reshape(shape))
+        made[-1][...] = rng.standard_normal(shape)
+    return made
+
+
+def expected(a, b, form, bias=None):
+    a, b = (np.asarray(each, np.float64) for each in (a, b))
+    product = (a.T if form == "a^Tb" else a) @ (b.T if form == "ab^T" else b)
+    return product if bias is None else product + np.asarray(bias, np.float64)

@@ -21,7 +21,7 @@ _ORDER = "test_cuda.py::test_order_of_threads"
 _SHALLOW = "    cuda.syncthreads()\n"
 _BARRIER = f"    {_SHALLOW}"
 _GEMM, _TENSOR, _UPDATE = "test_cuda_gemm.py", "test_cuda_tensor.py", "test_cuda_update.py"
-_LIBRARY = "test_cublaslt.py"
+_LIBRARY, _CHOSEN = "test_cublaslt.py", "test_cublaslt_tune.py"
 
 # fmt: off
 MUTANTS = [
@@ -196,26 +196,26 @@ MUTANTS = [
     Mutant("too little scratch", "cublaslt.py", "(max(1, ceil_div(checked.workspace, self._out.dtype.itemsize)),)", "(1,)",
            _LIBRARY, "a_product and float32"),
     Mutant("activations are not measured", "tune.py", "a, b, out, form, rule, bias), stream)",
-           "a, b, out, form, None, bias), stream)", _LIBRARY, "the_faster_library"),
-    Mutant("no more than faster", "choices.py", "(1 - NOISE) * plan", "plan", _LIBRARY, "it_must_be_faster"),
-    Mutant("another version is taken", "cublaslt.py", "version() != found.version", "False", _LIBRARY, "a_library_that and version"),
+           "a, b, out, form, None, bias), stream)", _CHOSEN, "the_faster_library"),
+    Mutant("no more than faster", "choices.py", "(1 - NOISE) * plan", "plan", _CHOSEN, "it_must_be_faster"),
+    Mutant("another version is taken", "cublaslt.py", "version() != found.version", "False", _CHOSEN, "a_library_that and version"),
     Mutant("an absent library is asked", "cublaslt.py", "    reason = why_not()\n", "    reason = None\n",
-           _LIBRARY, "a_library_that and absent"),
+           _CHOSEN, "a_library_that and absent"),
     Mutant("what fails is an error", "dense.py", "except cublaslt.LibraryError", "except KeyError",
-           _LIBRARY, "a_library_that and check"),
+           _CHOSEN, "a_library_that and check"),
     Mutant("it is told each time", "cublaslt.py", "@functools.cache\ndef refuse(", "def refuse(",
-           _LIBRARY, "a_library_that and check"),
-    Mutant("any result will do", "tune.py", "if apart <= ALIKE *", "if apart <= 1e9 *", _LIBRARY, "a_result_that"),
+           _CHOSEN, "a_library_that and check"),
+    Mutant("any result will do", "tune.py", "if apart <= ALIKE *", "if apart <= 1e9 *", _CHOSEN, "a_result_that"),
     Mutant("any algorithm is read", "choices.py", "                    _library(entry)\n", "                    pass\n",
-           _LIBRARY, "what_is_no_algorithm"),
+           _CHOSEN, "what_is_no_algorithm"),
     Mutant("arrays of the host are handed over", "cublaslt.py", 'not hasattr(type(out), "__cuda_array_interface__")',
-           "False", _LIBRARY, "host_arrays"),
+           "False", _CHOSEN, "host_arrays"),
     Mutant("a bias at any address", "cublaslt.py", "for x in (out, bias) if x is not None", "for x in (out,)",
-           _LIBRARY, "host_arrays"),
+           _CHOSEN, "host_arrays"),
     Mutant("many models by the library", "cublaslt.py", "SCRATCH.get() is not None", "False",
-           _LIBRARY, "many_models_take"),
+           _CHOSEN, "many_models_take"),
     Mutant("all models by the library", "cublaslt.py", "SCRATCH.get() is not None", "False",
-           _LIBRARY, "models_train"),
+           _CHOSEN, "models_train"),
     Mutant("a library that is too old is an error", "cublaslt.py", "except AttributeError as", "except KeyError as",
            _LIBRARY, "a_library_that_is_too_old"),
 ]

@@ -1,21 +1,20 @@
-"""cuBLASLt: descriptors of the real library where it is, products of one of NumPy, and when ``dlcore tune`` takes it."""
+"""cuBLASLt: what the real library says of descriptors where it is, and products by one of NumPy."""
 
 import ctypes
 import json
 import os
 import pathlib
 import re
-import warnings
 
+import cublaslt_simulator
+import driver_simulator
 import numpy as np
 import pytest
+from cublaslt_simulator import PARTS, PLAIN, arrays, expected
 
-import dlcore
-from dlcore import layers, tuning
 from dlcore.cli import main
-from dlcore.kernels import cache, device, find
-from dlcore.kernels.cuda import choices, cublaslt, dense, driver, gemm, tune
-from dlcore.kernels.cuda.batched import Stack
+from dlcore.kernels import find
+from dlcore.kernels.cuda import cublaslt, driver
 from dlcore.kernels.cuda.choices import Algorithm
 from dlcore.kernels.device import simulated, why_no_gpu
 from dlcore.kernels.precision import PRECISIONS
@@ -25,13 +24,7 @@ needs_library = pytest.mark.skipif(
     reason=f"what the real library answers cannot be asked: {cublaslt.why_not()}",
 )
 needs_simulator = pytest.mark.skipif(not simulated(), reason="the driver and the library are made up here")
-if simulated():
-    import cublaslt_simulator
-    import driver_simulator
-    from driver_simulator import Event
-
-PLAIN = (21, 15, 1, 0, 0, 0, 4, 0, 0)  # an algorithm
-PARTS = (21, 18, 4, 2, 1, 0, 4, 0, 2)  # one that adds four parts
+gpu, library = cublaslt_simulator.gpu, cublaslt_simulator.library
 
 # ------------------------------------------------------------------------------------------ the real library
 
@@ -150,69 +143,6 @@ def test_arguments_are_those_of_the_headers():
 # --------------------------------------------------------------------------------------------- the library of NumPy
 
 
-@pytest.fixture
-def gpu(monkeypatch, tmp_path):
-    """A GPU with a file of choices; products take 2 ms, 1 ms with the tile that is the fastest, activations 0.1 ms."""
-    times = {"activation": 1e-4, "_32x32": 1e-3}
-    monkeypatch.setattr(cache, "cache_directory", lambda: tmp_path)
-    monkeypatch.setattr(choices, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(
-        Event,
-        "seconds",
-        staticmethod(lambda kernel: next((t for name, t in times.items() if name in kernel.name), 2e-3)),
-    )
-    monkeypatch.setattr(tune, "REPEATS", 1)
-    monkeypatch.setattr(tune, "WORTH", 1.0)  # the plans of the model alone: the simulator takes its time
-    monkeypatch.setattr(driver, "_BURSTS", 1)
-    monkeypatch.setattr(driver, "_SECONDS", 1e-3)
-    caches = choices._described, choices._read, cublaslt._found, cublaslt._handle, cublaslt.refuse
-    for each in caches:
-        each.cache_clear()
-    with driver_simulator.installed(monkeypatch):
-        yield tmp_path / "products.json"
-    for each in caches:
-        each.cache_clear()
-
-
-@pytest.fixture
-def library(gpu, monkeypatch):
-    """Makes the library one of NumPy, or leaves none: ``library(offers=[...])``, ``library(None)``."""
-    made = []
-
-    def use(*none, offers=(PLAIN,), **keywords):
-        def missing():
-            raise OSError("libcublasLt.so.13: cannot open shared object file")
-
-        found = None if none else cublaslt_simulator.Library(offers, **keywords)
-        made.append(found)
-        monkeypatch.setattr(cublaslt, "_open", missing if none else lambda: found)
-        cublaslt._found.cache_clear()
-        cublaslt._handle.cache_clear()
-        return found
-
-    yield use
-    assert [error for each in made if each is not None for error in each.errors] == []
-
-
-def _arrays(form, rows, columns, inner, dtype, offset=0):
-    """Factors, result, bias and z on the device, of which only the factors may begin at odd addresses."""
-    rng = np.random.default_rng(rows + 7 * columns + 31 * inner)
-    left = (inner, rows) if form == "a^Tb" else (rows, inner)
-    right = (columns, inner) if form == "ab^T" else (inner, columns)
-    made = []
-    for shape, shift in ((left, offset), (right, offset), ((rows, columns), 0), ((columns,), 0), ((rows, columns), 0)):
-        count = int(np.prod(shape))
-        made.append(driver_simulator._aligned((count + shift,), dtype)[shift:].reshape(shape))
-        made[-1][...] = rng.standard_normal(shape)
-    return made
-
-
-def _expected(a, b, form, bias=None):
-    a, b = (np.asarray(each, np.float64) for each in (a, b))
-    product = (a.T if form == "a^Tb" else a) @ (b.T if form == "ab^T" else b)
-    return product if bias is None else product + np.asarray(bias, np.float64)
-
-
 def _run(launches):
     stream = driver_simulator.Stream()
     driver.run(driver.prepare(launches), stream)
@@ -229,12 +159,12 @@ SHAPES = [(3, 5, 7), (8, 4, 16), (1, 1, 1), (1, 13, 2), (17, 1, 6)]
 def test_a_product_is_that_of_row_major_matrices(library, form, precision, shape):
     made = library(offers=[PLAIN, PARTS])
     dtype = np.float64 if precision == "float64" else np.float32
-    a, b, out, bias, z = _arrays(form, *shape, dtype, offset=1)
+    a, b, out, bias, z = arrays(form, *shape, dtype, offset=1)
     tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == np.float32 else {"rtol": 1e-13, "atol": 1e-13}
     for algorithm in (PLAIN, PARTS):
         out.fill(np.nan)
         _run(cublaslt.multiply(Algorithm(*algorithm), precision, a, b, out, form))
-        np.testing.assert_allclose(np.asarray(out), _expected(a, b, form), **tolerance)
+        np.testing.assert_allclose(np.asarray(out), expected(a, b, form), **tolerance)
     assert [each for _, each in made.products] == [PLAIN, PARTS]
     assert {compute for compute, _ in made.products} == {COMPUTE[precision]}
     for rule in (find("activation", name) for name in ("linear", "relu", "tanh")):
@@ -244,7 +174,7 @@ def test_a_product_is_that_of_row_major_matrices(library, form, precision, shape
             launches = cublaslt.multiply(Algorithm(*PLAIN), precision, a, b, out, form, rule, offsets, kept)
             assert len(launches) == 1 + (rule.name != "linear" or kept is not None)
             _run(launches)
-            before = _expected(a, b, form, offsets)
+            before = expected(a, b, form, offsets)
             value = {"linear": lambda v: v, "relu": lambda v: np.maximum(v, 0), "tanh": np.tanh}[rule.name]
             np.testing.assert_allclose(np.asarray(out), value(before), **tolerance)
             if kept is not None:
@@ -277,7 +207,7 @@ def test_every_algorithm_in_a_graph_repeats(any_library, form, precision):
     with stream:
         a, b, bias = (cupy.array(rng.standard_normal(shape).astype(dtype)) for shape in (left, right, (columns,)))
         out = cupy.zeros((rows, columns), dtype)
-        expected = _expected(*map(cupy.asnumpy, (a, b)), form, cupy.asnumpy(bias))
+        product = expected(*map(cupy.asnumpy, (a, b)), form, cupy.asnumpy(bias))
         offered = cublaslt.Problem(precision, a, b, out, form, bias).algorithms()
         assert offered
         for algorithm in offered:
@@ -290,14 +220,14 @@ def test_every_algorithm_in_a_graph_repeats(any_library, form, precision):
                 results.append(cupy.asnumpy(out))
             assert len({result.tobytes() for result in results}) == 1
             bits = {"float64": 44, "float32": 16}.get(precision, 6)
-            assert np.abs(results[0] - expected).max() < 2.0**-bits * np.abs(expected).max()
+            assert np.abs(results[0] - product).max() < 2.0**-bits * np.abs(product).max()
 
 
 @needs_simulator
 def test_relu_keeps_nan(library):
     """Which is why it is our own pass."""
     library()
-    a, b, out, bias, _ = _arrays("ab", 4, 4, 4, np.float32)
+    a, b, out, bias, _ = arrays("ab", 4, 4, 4, np.float32)
     a[1, 2] = np.nan
     _run(cublaslt.multiply(Algorithm(*PLAIN), "float32", a, b, out, "ab", find("activation", "relu"), bias))
     assert np.isnan(np.asarray(out)).tolist() == [[row == 1] * 4 for row in range(4)]
@@ -308,10 +238,10 @@ def test_what_is_asked_of_heuristics(library):
     """Scratch and parts are bounded, and no more alignment is promised than the choice is filed under."""
     in_place, large = (21, 20, 2, 1, 0, 0, 4, 0, 0), (21, 20, 2**20, 2, 0, 0, 4, 0, 0)
     made = library(offers=[PARTS, in_place, large, PLAIN, PLAIN])
-    a, b, out, bias, _ = _arrays("ab", 8, 12, 20, np.float32)
+    a, b, out, bias, _ = arrays("ab", 8, 12, 20, np.float32)
     assert cublaslt.Problem("float32", a, b, out, "ab", bias).algorithms() == [PARTS, PLAIN]
     assert made.preferred == {1: 32 << 20, 3: 2, 5: 16, 6: 16, 7: 16, 8: 16}
-    a, b, out, bias, _ = _arrays("ab", 8, 12, 21, np.float64, offset=2)
+    a, b, out, bias, _ = arrays("ab", 8, 12, 21, np.float64, offset=2)
     cublaslt.Problem("float64", a, b, out, "ab", bias).algorithms()
     assert made.preferred == {1: 32 << 20, 3: 2, 5: 16, 6: 8, 7: 16, 8: 16}  # rows of 12 and of 21 doubles
     made.offers = [in_place]
@@ -324,7 +254,7 @@ def test_what_is_asked_of_heuristics(library):
 @needs_simulator
 def test_descriptors_are_destroyed(library):
     made = library()
-    a, b, out, _, _ = _arrays("ab", 4, 4, 4, np.float32)
+    a, b, out, _, _ = arrays("ab", 4, 4, 4, np.float32)
     problem = cublaslt.Problem("float32", a, b, out, "ab")
     problem.algorithms()
     product = problem.planned(Algorithm(*PLAIN))
@@ -346,204 +276,10 @@ def test_descriptors_are_destroyed(library):
 )
 def test_an_algorithm_that_cannot_be_taken(library, algorithm, message):
     made = library(offers=[PLAIN, (21, 15, 2**14, 2, 0, 0, 4, 0, 0)])
-    a, b, out, _, _ = _arrays("ab", 4, 4, 4, np.float32)
+    a, b, out, _, _ = arrays("ab", 4, 4, 4, np.float32)
     with pytest.raises(cublaslt.LibraryError, match=message):
         cublaslt.Problem("float32", a, b, out, "ab").planned(Algorithm(*algorithm))
     assert not made.products
-
-
-# ---------------------------------------------------------------------------------------------------------- choices
-
-SHAPE = (8, 12, 20)
-
-
-def _tuned(library, seconds, **keywords):
-    """The library, after it was measured for a product, which takes it so many ms."""
-    made = library(seconds=lambda algorithm: seconds / 1e3, **keywords)
-    found = tune.measure("float32", "ab", *SHAPE)
-    tune.keep([found])
-    made.products.clear()
-    return made, found
-
-
-def _planned(offset=0, shape=SHAPE):
-    """What a product is computed by."""
-    a, b, out, _, _ = _arrays("ab", *shape, np.float32, offset)
-    return ["library" if isinstance(each, cublaslt.Product) else each.kernel.name for each in dense.multiply(a, b, out)]
-
-
-@needs_simulator
-def test_the_faster_library_is_taken_from_then_on(library, gpu):
-    library()
-    before = _planned()
-    made, found = _tuned(library, 0.95, offers=[PARTS, PLAIN])
-    assert (list(found.library), found.refused) == ([PARTS, PLAIN], None)
-    assert found.library[PLAIN] == pytest.approx(1.05e-3)
-    assert found.best.seconds == pytest.approx(1e-3)
-    assert _planned() == before, "it is slower with the pass of the activation"
-    made, found = _tuned(library, 0.4, offers=[PARTS, PLAIN])
-    assert _planned() == ["library"]
-    choices.forget()  # as in another process
-    assert _planned() == ["library"]
-    ((entry,),) = (products.values() for products in json.loads(gpu.read_text()).values())
-    assert entry["library"] == {
-        "version": 130002, "algorithm": list(PARTS), "seconds": pytest.approx(5e-4)
-    }  # fmt: skip
-    assert entry["seconds"] == pytest.approx(1e-3)
-    assert made.offers
-    made.offers.clear()  # heuristics are not asked again
-    assert _planned() == ["library"]
-    assert "library" not in _planned(shape=(8, 12, 24)) + _planned(offset=1)
-
-
-@needs_simulator
-@pytest.mark.parametrize(("seconds", "taken"), [(0.86, True), (0.88, False), (0.92, False)])
-def test_it_must_be_faster_than_times_vary(library, seconds, taken):
-    _tuned(library, seconds)
-    assert (_planned() == ["library"]) is taken
-
-
-@needs_simulator
-@pytest.mark.parametrize(
-    ("later", "message"),
-    [
-        ({"version": 130100}, r"cuBLASLt 13\.0\.2 was measured .* but cuBLASLt 13\.1\.0 is installed; our own kernels"),
-        (None, r"cuBLASLt 13\.0\.2 was measured .* but cuBLASLt is not installed; pip install nvidia-cublas"),
-        ({"offers": []}, r"float32 ab === 8x12x20, but cublasLtMatmulAlgoCheck failed: CUBLAS_STATUS_NOT_SUPPORTED"),
-    ],
-    ids=["version", "absent", "check"],
-)
-def test_a_library_that_cannot_be_taken_is_told_once(library, later, message):
-    library(None)
-    tune.keep([tune.measure("float32", "ab", *SHAPE)])
-    ours = _planned()
-    _tuned(library, 0.4)
-    assert _planned() == ["library"]
-    if later is None:
-        library(None)
-    else:
-        library(**later)
-    with pytest.warns(RuntimeWarning, match=message):
-        assert _planned() == ours
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert _planned() == ours
-
-
-@needs_simulator
-def test_a_result_that_is_not_ours_is_refused(library):
-    made = library(seconds=lambda algorithm: 4e-4)
-    made.shift = 2.0
-    found = tune.measure("float32", "ab^T", *SHAPE)
-    assert not found.library
-    assert re.fullmatch(r"its result is 2(\.\d+)? from ours", found.refused)
-    tune.keep([found])
-    assert "library" not in _planned()
-
-
-@needs_simulator
-def test_what_is_no_algorithm_is_not_read(library, gpu):
-    _tuned(library, 0.4)
-    content = json.loads(gpu.read_text())
-    ((entry,),) = (products.values() for products in content.values())
-    good = entry["library"]
-    for wrong in (3, {}, {"algorithm": [1, 2]}, {"algorithm": list("123456789")}, {"version": 1.5}, {"seconds": None}):
-        entry["library"] = {**good, **wrong} if wrong and wrong != 3 else wrong
-        gpu.write_text(json.dumps(content))
-        choices.forget()
-        with pytest.warns(RuntimeWarning, match="cannot be read"):
-            assert "library" not in _planned()
-
-
-@needs_simulator
-def test_host_arrays_and_odd_results_are_ours(library):
-    """Kernels that are compiled ahead have NumPy arrays; the library wants 16 bytes at result and bias."""
-    _tuned(library, 0.4)
-    a, b, out, bias, _ = _arrays("ab", *SHAPE, np.float32)
-    odd = driver_simulator._aligned((out.size + 1,), np.float32)[1:]
-    wanted = choices.product("float32", "ab", a, b, out)
-    assert cublaslt.chosen(wanted, out, bias) == PLAIN
-    assert cublaslt.chosen(wanted, np.asarray(out), bias) is None
-    assert cublaslt.chosen(wanted, odd.reshape(out.shape), bias) is None
-    assert cublaslt.chosen(wanted, out, odd[: len(bias)]) is None
-
-
-@needs_simulator
-def test_models_train_through_it_and_many_of_them_do_not(library, monkeypatch):
-    """A step is a graph with calls of the library in it; many models at once have the bits of our kernels."""
-    rng = np.random.default_rng(1)
-    x, y = rng.standard_normal((16, 6)).astype(np.float32), rng.integers(0, 3, 16)
-
-    def model():
-        dlcore.set_seed(3)
-        made = dlcore.Sequential(
-            [layers.Input((6,)), layers.Dense(5, "tanh"), layers.Dense(3, "softmax")], device="cuda"
-        )
-        made.compile("adam", "sparse_categorical_crossentropy")
-        return made
-
-    def trained():
-        made = model()
-        made.fit(x, y, batch_size=8, epochs=2, verbose=0)
-        return made.get_weights()
-
-    def many():
-        models = [model(), model()]
-        dlcore.fit_many(models, x, y, batch_size=8, epochs=2)
-        return [weights.tobytes() for each in models for weights in each.get_weights()]
-
-    library(None)
-    ours, alike = trained(), many()
-    made = library(seconds=lambda algorithm: 4e-4)
-    for product in dict.fromkeys(tune.products([6, 5, 3], 8)):
-        tune.keep([tune.measure("float32", *product)])
-    made.products.clear()
-    got = trained()
-    assert len(made.products) == 2 * 2 * 5, "epochs, mini-batches, products"
-    for a, b in zip(got, ours, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-    made.products.clear()
-    assert many() == alike
-    assert not made.products
-
-
-@needs_simulator
-def test_many_models_take_the_best_of_our_plans(library):
-    library()
-    a, b, out, _, _ = _arrays("ab", *SHAPE, np.float32)
-    wanted = choices.product("float32", "ab", a, b, out)
-    *_, last = gemm.candidates(out.dtype, *SHAPE, gemm.multiprocessors())
-    ours = [f"product_ab_{last.tile.rows}x{last.tile.columns}"]
-    assert _planned() != ours
-    algorithm = choices.Library(cublaslt_simulator.VERSION, Algorithm(*PLAIN), 1e-3)
-    choices.keep({wanted: choices.Fastest(last, 2e-3, algorithm)})
-    assert _planned() == ["library"]
-    with Stack(2).planning():
-        assert _planned() == ours
-
-
-@needs_simulator
-def test_the_command(library, gpu, monkeypatch, capsys):
-    monkeypatch.setattr(device, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(tuning, "check_precision", lambda name: None)
-    made = library(seconds=lambda algorithm: 4e-4, offers=[PLAIN, PARTS])
-    assert main(["tune", "16", "8", "--batch", "8"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2] == "cuBLASLt 13.0.2 is measured too; * where it is faster by more than 3%"
-    assert lines[3].split()[-2:] == ["cuBLASLt", "us"]
-    assert lines[4].split()[-4:] == ["of", "2", "500.0", "*"]
-    made.seconds = lambda algorithm: 1.0
-    assert main(["tune", "16", "8", "--batch", "8"]) == 0
-    assert capsys.readouterr().out.splitlines()[4].split()[-3:] == ["of", "2", "1000100.0"]
-    made.offers = []
-    assert main(["tune", "16", "8", "--batch", "8"]) == 0
-    assert "none: cublasLtMatmulAlgoGetHeuristic failed: CUBLAS_STATUS_NOT_SUPPORTED (15)" in capsys.readouterr().out
-    library(None)
-    assert main(["tune", "16", "8", "--batch", "8"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2].startswith("cuBLASLt is not measured: cuBLASLt is not installed; pip install ")
-    assert lines[3].split()[-1] == "us"
-    assert "cuBLASLt" not in lines[4]
 
 
 @needs_simulator
