@@ -135,8 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         "tune",
         help="measure the matrix products of a network on this GPU, and take the fastest plans from now on",
         description="Measure every plan of the matrix products of dense layers on this GPU, forward and backward, and "
-        "keep the fastest beside the compiled kernels. Plans differ in the order of sums: the last bits of what a "
-        "model computes may change once. Results repeat bit for bit before and after.",
+        "what cuBLASLt offers for them where it is installed, and keep the fastest beside the compiled kernels. They "
+        "differ in the order of sums: the last bits of what a model computes may change once. Results repeat bit for "
+        "bit before and after.",
     )
     tune.add_argument(
         "sizes", nargs="+", type=_positive, metavar="SIZE", help="inputs and units of each layer: 784 256 128 10"

@@ -308,6 +308,10 @@ def _gpus() -> dict[str, str]:
         found = f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}"
         old = device.too_old(number)
         facts[f"gpu {number}"] = f"{found} (not used: {old})" if old else found
+    from .kernels.cuda import cublaslt
+
+    absent = cublaslt.why_not()
+    facts["library"] = cublaslt.name_of(cublaslt.version()) if absent is None else absent
     return facts
 
 

@@ -42,9 +42,10 @@ def fit_many(
 
     The result is, bit for bit on the same device and for every number of threads, that of
     ``[m.fit(x, y, ...) for m in models]`` from the same :func:`dlcore.set_seed`: a fit draws one number, the seed of
-    its shuffling, and those are drawn here model by model. Data is checked once and shared; each model holds the order
-    of an epoch, 8 bytes a sample. On CUDA the models lie in one piece of memory from then on, which is free again when
-    none of them is left.
+    its shuffling, and those are drawn here model by model. On CUDA there is one exception: a model by itself takes
+    cuBLASLt for the products that ``dlcore tune`` found it to be faster at, which many at once do not. Data is checked
+    once and shared; each model holds the order of an epoch, 8 bytes a sample. On CUDA the models lie in one piece of
+    memory from then on, which is free again when none of them is left.
 
     ``verbose`` is 0 for silence, 1 for a progress bar (on a terminal only), 2 for a line an epoch; they show the range
     over the models. Ctrl-C stops within about 50 ms (on CUDA, what is in the GPU's queue is still done), and all models

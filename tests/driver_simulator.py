@@ -179,7 +179,7 @@ class Stream:
 
 
 class Graph:
-    """Launches that were captured: function, configuration and the bytes of the parameters at that time."""
+    """Work that was captured, launches with their configuration and the bytes of the parameters at that time."""
 
     launched = 0
 
@@ -189,8 +189,8 @@ class Graph:
     def launch(self, stream):
         Graph.launched += 1
         Stream.waits.append("launch")
-        for launch in self.launches:
-            _run(launch)
+        for work in self.launches:
+            work()
 
 
 class Event:
@@ -242,11 +242,16 @@ def launchKernel(f, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra):
     pointers = (ctypes.c_uint64 * len(sizes)).from_address(parameters)
     values = [ctypes.string_at(pointer, size) for pointer, size in zip(pointers, sizes, strict=True)]
     launch = f, (gx, gy, gz), (bx, by, bz), values, Stream.all[stream].device_id
+    enqueue(stream, lambda: _run(launch))
+
+
+def enqueue(stream, work):
+    """Do what a library puts onto a stream, or capture it."""
     graph = Stream.all[stream].graph
     if graph is None:
-        _run(launch)
+        work()
     else:
-        graph.append(launch)
+        graph.append(work)
 
 
 def _run(launch):

@@ -19,7 +19,7 @@ from driver_simulator import Event
 from bench import gpu_sections
 from dlcore import tuning
 from dlcore.kernels import cache, device
-from dlcore.kernels.cuda import choices, driver, gemm, gemm_tensor, tune
+from dlcore.kernels.cuda import choices, cublaslt, driver, gemm, gemm_tensor, tune
 
 SINGLE = np.dtype(np.float32)
 SHAPE = (64, 128, 4096)  # rows, columns, inner
@@ -27,9 +27,10 @@ SHAPE = (64, 128, 4096)  # rows, columns, inner
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
-    """A GPU that computes nothing; the file of choices lies in a folder of its own."""
+    """A GPU that computes nothing, without cuBLASLt; the file of choices lies in a folder of its own."""
     monkeypatch.setattr(cache, "cache_directory", lambda: tmp_path)
     monkeypatch.setattr(choices, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(cublaslt, "_found", lambda: cublaslt._Found("it is not here"))
     monkeypatch.setattr(driver_simulator, "_execute", lambda *launch: None)
     monkeypatch.setattr(Event, "seconds", staticmethod(lambda kernel: 1e-3))
     with driver_simulator.installed(monkeypatch):
@@ -203,16 +204,16 @@ def test_the_command(gpu, monkeypatch, capsys):
     assert main(["tune", "16", "8", "4", "--batch", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Fake GPU, driver 13000")
-    assert lines[1] == "mini-batches of 8, float32"
-    assert [line.split()[:6] for line in lines[3:8]] == [
+    assert lines[1:3] == ["mini-batches of 8, float32", "cuBLASLt is not measured: it is not here"]
+    assert [line.split()[:6] for line in lines[4:9]] == [
         ["x", "W", "8", "x", "8", "16"],
         ["x^T", "dz", "16", "x", "8", "8"],
         ["x", "W", "8", "x", "4", "8"],
         ["x^T", "dz", "8", "x", "4", "8"],
         ["dz", "W^T", "8", "x", "8", "4"],
     ]
-    assert lines[3].split()[-8:] == ["32", "x", "32", "1000.0", "64", "x", "64", "250.0"]
-    assert str(gpu) in lines[8]
+    assert lines[4].split()[-8:] == ["32", "x", "32", "1000.0", "64", "x", "64", "250.0"]
+    assert str(gpu) in lines[9]
     (products,) = json.loads(gpu.read_text()).values()
     assert len(products) == 5
 
@@ -229,8 +230,9 @@ def test_the_command(gpu, monkeypatch, capsys):
 
 def test_the_row_of_the_benchmark(gpu, monkeypatch):
     monkeypatch.setattr(Event, "seconds", _seconds(_128x64=0.2))
-    (row,) = gpu_sections.tuning()
+    row, library = gpu_sections.tuning()
     assert row["peer_seconds"] > row["seconds"] > 0
+    assert library["note"] == "it is not here"
     assert not gpu.exists(), "a benchmark changes nothing for others"
 
 

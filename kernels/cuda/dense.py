@@ -1,7 +1,8 @@
 """Dense layers on CUDA: ``y = g(x W + b)`` and its three gradients.
 
 Memory contract: outputs are overwritten; ``z`` is written only where it is given, which is when the derivative of
-the activation reads it. The activation runs in the epilogue of the product, on sums that are still in registers.
+the activation reads it. The activation runs in the epilogue of the product, on sums that are still in registers; where
+cuBLASLt was measured to be faster, it is a pass of its own behind the library's product.
 """
 
 from __future__ import annotations
@@ -11,24 +12,36 @@ from typing import Any
 import numpy as np
 
 from ..precision import get_matmul_precision
-from . import gemm, gemm_tensor
+from . import choices, cublaslt, gemm, gemm_tensor
 from .column_sums import column_sums, partials, sum_partials
 from .elements import element_pass
 from .launch import CHUNK, Launch, ceil_div, device_function
 
 
-def multiply(a: Any, b: Any, out: Any, *rest: Any) -> list[Launch]:
-    """A product as gemm.py computes it, or on tensor cores where that was chosen."""
-    precision = get_matmul_precision()
-    if precision == "float32" or out.dtype != np.float32:
-        return gemm.multiply(a, b, out, *rest)
-    return gemm_tensor.multiply(precision, a, b, out, *rest)
+def multiply(
+    a: Any, b: Any, out: Any, form: str = "ab", rule: Any = None, bias: Any = None, z: Any = None
+) -> list[Any]:
+    """``z = a b + bias``, ``out = g(z)``, by cuBLASLt where that was measured to be faster, else by our kernels.
+
+    Those are of gemm.py, or on tensor cores where that was chosen.
+    """
+    precision = get_matmul_precision() if out.dtype == np.float32 else out.dtype.name
+    wanted = choices.product(precision, form, a, b, *([out] if z is None else [out, z]))
+    algorithm = cublaslt.chosen(wanted, out if z is None else z, bias)
+    if algorithm is not None:
+        try:
+            return cublaslt.multiply(algorithm, precision, a, b, out, form, rule, bias, z)
+        except cublaslt.LibraryError as error:
+            cublaslt.refuse(f"cuBLASLt was measured to be faster for {wanted}, but {error}")
+    value = None if rule is None else device_function(rule, "value", out.dtype)
+    if precision in choices.STRICT:
+        return gemm.multiply(a, b, out, form, value, bias, z)
+    return gemm_tensor.multiply(precision, a, b, out, form, value, bias, z)
 
 
-def dense_forward(rule: Any, x: Any, w: Any, b: Any, z: Any, y: Any) -> list[Launch]:
+def dense_forward(rule: Any, x: Any, w: Any, b: Any, z: Any, y: Any) -> list[Any]:
     """``z = x W + b``, ``y = g(z)``."""
-    value = device_function(rule, "value", x.dtype)
-    return multiply(x, w, y, "ab", value, b, z)
+    return multiply(x, w, y, "ab", rule, b, z)
 
 
 def dense_backward_z(rule: Any, dy: Any, z: Any, y: Any, dz: Any, db: Any) -> list[Launch]:
@@ -47,12 +60,12 @@ def dense_backward_z(rule: Any, dy: Any, z: Any, y: Any, dz: Any, db: Any) -> li
     return [launch, *([] if db is None else sum_partials(partial, db))]
 
 
-def dense_backward_w(x: Any, dz: Any, dw: Any) -> list[Launch]:
+def dense_backward_w(x: Any, dz: Any, dw: Any) -> list[Any]:
     """``dW = x^T dz``."""
     return multiply(x, dz, dw, "a^Tb")
 
 
-def dense_backward_x(dz: Any, w: Any, dx: Any) -> list[Launch]:
+def dense_backward_x(dz: Any, w: Any, dx: Any) -> list[Any]:
     """``dx = dz W^T``."""
     return multiply(dz, w, dx, "ab^T")
 

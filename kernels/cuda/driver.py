@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .launch import Launch
 from .machine_code import Kernel, argument_types, cubin
 
 
@@ -79,26 +80,33 @@ def function(kernel: Kernel, kinds: tuple[Any, ...]) -> Any:
     return _functions[key]
 
 
-def prepare(launches: Sequence[Any]) -> list[Call]:
-    """Launches laid out and their kernels loaded."""
-    calls = []
+def prepare(launches: Sequence[Any]) -> list[Any]:
+    """Launches laid out and their kernels loaded; a product of a library is in place already."""
+    calls: list[Any] = []
     for launch in launches:
+        if not isinstance(launch, Launch):
+            calls.append(launch)
+            continue
         loaded = function(launch.kernel, argument_types(launch.arguments))
         parameters, memory = lay_out(words(launch.arguments))
-        grid, block = ((*extent, 1, 1)[:3] for extent in (launch.grid, launch.block))
+        grid: Any = (*launch.grid, 1, 1)[:3]
+        block: Any = (*launch.block, 1, 1)[:3]
         calls.append(Call(loaded.ptr, grid, block, parameters, (loaded, memory, launch.arguments)))
     return calls
 
 
-def run(calls: Sequence[Call], stream: Any) -> None:
+def run(calls: Sequence[Any], stream: Any) -> None:
     """Launch in order on a CuPy stream."""
     from cupy.cuda.driver import launchKernel
 
     for call in calls:
-        launchKernel(call.function, *call.grid, *call.block, 0, stream.ptr, call.parameters, 0)
+        if isinstance(call, Call):
+            launchKernel(call.function, *call.grid, *call.block, 0, stream.ptr, call.parameters, 0)
+        else:
+            call.enqueue(stream.ptr)
 
 
-def capture(calls: Sequence[Call], stream: Any) -> Any:
+def capture(calls: Sequence[Any], stream: Any) -> Any:
     """The launches as a graph; ``stream`` must not be the default one."""
     stream.begin_capture()
     try:

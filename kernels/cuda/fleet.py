@@ -2,7 +2,7 @@
 
 The arenas of the engines become equal parts of one arena, and stay so: each engine goes on in its part by itself,
 before and after. That memory is in use as long as one of the engines is. What an engine computes is, bit for bit, what
-it computes alone.
+it computes alone, but for products that it leaves to cuBLASLt then.
 """
 
 from __future__ import annotations

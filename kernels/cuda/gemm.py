@@ -181,17 +181,11 @@ def multiply(
     """
     if not out.size:
         return []
-    rows, columns = out.shape
-    left, right, inner = {
-        "ab": ("a", "b", a.shape[1]),
-        "a^Tb": ("a^T", "b", a.shape[0]),
-        "ab^T": ("a", "b^T", a.shape[1]),
-    }[form]
-    results = [out] if z is None else [out, z]
-    wide = aligned(a), aligned(b), aligned(*results)
+    wanted = choices.product(out.dtype.name, form, a, b, *([out] if z is None else [out, z]))
+    wide, rows, columns, inner = wanted[2:]
+    left, right = {"ab": ("a", "b"), "a^Tb": ("a^T", "b"), "ab^T": ("a", "b^T")}[form]
     if plan is None:
         known = out.dtype, rows, columns, inner, multiprocessors()
-        wanted = choices.Product(out.dtype.name, form, wide, rows, columns, inner)
         plan = choices.measured(wanted, lambda: candidates(*known)) or choose(*known)
     # the indices of a thread go on by a slice beyond the last element, and its rows by those of a tile
     reach = max(array.size + (plan.tile.slice + plan.tile.rows) * max(array.shape) for array in (a, b, out))

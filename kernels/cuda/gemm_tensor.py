@@ -16,7 +16,7 @@ from numba import cuda
 from . import choices
 from .launch import Launch, ceil_div, generated
 from .tensor import rounding
-from .vector import access, aligned
+from .vector import access
 
 WORDS = 16  # of the inner index, in shared memory at a time
 PAD = 8  # words behind each row of shared memory: lanes that read together then meet 32 banks
@@ -264,11 +264,9 @@ def multiply(
     """The launch of ``z = a b + bias``, ``out = value(z)``; ``form`` is ``"ab"``, ``"a^Tb"`` or ``"ab^T"``."""
     if not out.size:
         return []
-    rows, columns = out.shape
-    inner = a.shape[0] if form == "a^Tb" else a.shape[1]
-    wide = aligned(a), aligned(b)
+    wanted = choices.product(precision, form, a, b, out)
+    wide, rows, columns, inner = wanted[2:]
     if tile is None:
-        wanted = choices.Product(precision, form, wide, rows, columns, inner)
         tile = choices.measured(wanted, lambda: TILES) or choose(rows, columns)
     made = product(precision, form, tile, wide, value, bias is not None, z is not None)
     grid = ceil_div(rows, tile.rows), ceil_div(columns, tile.columns)
