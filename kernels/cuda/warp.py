@@ -222,11 +222,10 @@ def row_kernel(text: str, name: str, dtype: Any, **scope: Any) -> Any:
     known = {"cuda": cuda, "load": wide.load, "store": wide.store}
     known |= {"zero": dtype.type(0), "one": dtype.type(1), "lowest": dtype.type(-np.inf)}
     known |= {"warp_sum": warp_sum, "warp_max": warp_max, "warp_first": warp_first}
-    known["number"] = dtype.type
     known |= {f: CUDA.math(f, dtype) for f in ("exp", "log", "sqrt")}
     return generated(text, name, known | scope, dtype, *scope.values())
 
 
 def row_name(name: str, row: Row) -> str:
     """The name of a kernel, which says where it goes along rows by a loop, and where it takes no 128-bit access."""
-    return f"{name}{'' if row.vectors else '_long'}_row{'' if row.wide else '_scalar'}"
+    return f"{name}{'_row' if row.vectors else '_loop'}{'' if row.wide else '_scalar'}"
