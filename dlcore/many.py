@@ -75,7 +75,6 @@ def fit_many(
     batch = min(batch_size, len(data.samples))
     device = models[0].device
     fleet = _OnThreads(data, batch) if device == "cpu" else _OnCuda(data, batch, ordinal(device))
-    slices = Slices()
     histories = [History() for _ in models]
     reported: set[int] = set()
     for epoch in range(epochs):
@@ -85,7 +84,7 @@ def fit_many(
             for model in sorted(models, key=id):  # taken in one order, two calls cannot wait for each other
                 stack.enter_context(model._lock)
             stack.enter_context(fleet.taking([model._runner(data, batch) for model in models]))
-            values = fleet.epoch(orders, slices, label if verbose == 1 else None, epoch + 1 == epochs)
+            values = fleet.epoch(orders, label if verbose == 1 else None, epoch + 1 == epochs)
             bad = [k for k in fleet.not_finite() if k not in reported]
         for runner, history, value in zip(fleet.runners, histories, values, strict=True):
             history.append(epoch, {**value, "learning_rate": runner.learning_rate()})
@@ -108,10 +107,15 @@ class _Fleet:
     def __init__(self, data: Data, batch: int) -> None:
         self.data, self.batch, self.count = data, batch, len(data.samples)
         self.runners: list[Runner] = []
+        self.slices: Slices | None = None  # of the first epoch on
 
     def taking(self, runners: list[Runner]) -> AbstractContextManager[Any]:
         """The models' runners are the fleet's meanwhile."""
         raise NotImplementedError
+
+    def cut(self) -> Slices:
+        """How passes are cut into calls at first."""
+        return Slices()
 
     def begin(self, batches: int, orders: list[np.ndarray]) -> None:
         """Make all engines ready for an epoch."""
@@ -125,9 +129,10 @@ class _Fleet:
         """The extern ``name`` of each model."""
         raise NotImplementedError
 
-    def epoch(self, orders: list[np.ndarray], slices: Slices, label: str | None, last: bool) -> list[dict[str, float]]:
+    def epoch(self, orders: list[np.ndarray], label: str | None, last: bool) -> list[dict[str, float]]:
         """Train for an epoch, with a progress bar where there is a ``label``; loss and metrics of each model."""
         batches = -(-self.count // self.batch)
+        slices = self.slices = self.slices or self.cut()
         self.begin(batches, orders)
         if label is None:
             slices.run(batches, self.call)
@@ -167,6 +172,10 @@ class _OnThreads(_Fleet):
         size = get_num_threads() * max(1, most)
         self.groups = [engines[k : k + size] for k in range(0, len(engines), size)]
         yield
+
+    def cut(self) -> Slices:
+        turns = -(-len(self.runners) // get_num_threads())
+        return Slices(turns * self.runners[0].engine.seconds("train", self.batch))
 
     def begin(self, batches: int, orders: list[np.ndarray]) -> None:
         for runner, order in zip(self.runners, orders, strict=True):
@@ -237,40 +246,50 @@ def _checked(models: Any) -> list[Sequential]:
     for k, model in enumerate(models):
         if owner.setdefault(id(model), k) != k:
             raise ValueError(f"models {owner[id(model)]} and {k} are one model; each must be a model of its own")
+    traits = _traits(models[0])
     for k, model in enumerate(models):
         for layer in model.layers:
             if owner.setdefault(id(layer), k) != k:
                 raise ValueError(f"models {owner[id(layer)]} and {k} share layer {layer.name!r}; make one for each")
-        difference = _difference(models[0], model)
+        difference = _difference(traits, _traits(model))
         if difference:
             raise ValueError(f"fit_many takes models of one architecture; model 0 and model {k} differ: {difference}")
     return models
 
 
-def _difference(a: Sequential, b: Sequential) -> str | None:
+Trait = tuple[str, Any]  # what it is, in words, and its value
+
+
+def _traits(model: Sequential) -> list[Trait]:
+    """What models that are trained at once have in common."""
+    found: list[Trait] = [
+        ("device", model.device),
+        ("dtype", model.dtype),
+        ("number of layers", len(model.layers)),
+    ]
+    for k, layer in enumerate(model.layers):
+        found.append((f"layer {k}", type(layer).__name__))
+        found += [(f"{name} of layer {k}", value) for name, value in layer.config().items() if name not in _OWN]
+    found += [
+        ("loss", model._plan.loss),
+        ("metrics", model._plan.metrics),
+        ("rule of the optimizer", model.optimizer.rule),
+        ("clipnorm", model.optimizer.clipnorm is not None),
+        ("loss_scale", model.optimizer.loss_scale),
+        ("skip_nonfinite", model.optimizer.skip_nonfinite),
+        ("SAM", model._plan.sharpness),
+        ("gradient_accumulation_steps", model._plan.turns),
+    ]
+    return found
+
+
+def _difference(first: list[Trait], other: list[Trait]) -> str | None:
     """The first difference between two models that keeps them from being trained at once, in words."""
-    pairs: list[tuple[str, Any, Any]] = [
-        ("device", a.device, b.device),
-        ("dtype", a.dtype, b.dtype),
-        ("number of layers", len(a.layers), len(b.layers)),
-    ]
-    for k, (one, other) in enumerate(zip(a.layers, b.layers, strict=False)):
-        pairs.append((f"layer {k}", type(one).__name__, type(other).__name__))
-        here, there = one.config(), other.config()
-        names = [name for name in {**here, **there} if name not in _OWN]
-        pairs += [(f"{name} of layer {k}", here.get(name), there.get(name)) for name in names]
-    pairs += [
-        ("loss", a._plan.loss, b._plan.loss),
-        ("metrics", a._plan.metrics, b._plan.metrics),
-        ("rule of the optimizer", a.optimizer.rule, b.optimizer.rule),
-        ("clipnorm", a.optimizer.clipnorm is not None, b.optimizer.clipnorm is not None),
-        ("loss_scale", a.optimizer.loss_scale, b.optimizer.loss_scale),
-        ("skip_nonfinite", a.optimizer.skip_nonfinite, b.optimizer.skip_nonfinite),
-        ("SAM", a._plan.sharpness, b._plan.sharpness),
-        ("gradient_accumulation_steps", a._plan.turns, b._plan.turns),
-    ]
-    found = next((pair for pair in pairs if pair[1] != pair[2]), None)
-    return None if found is None else f"{found[0]} {_name(found[1])} and {_name(found[2])}"
+    if first == other:
+        return None
+    here, there = dict(first), dict(other)
+    name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
+    return f"{name} {_name(here.get(name))} and {_name(there.get(name))}"
 
 
 def _name(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import time
 import warnings
@@ -72,10 +73,14 @@ class Data:
 
 
 class Slices:
-    """Cuts a pass over mini-batches into native calls of at most about 50 ms; it learns how many that are."""
+    """Cuts a pass over mini-batches into native calls of at most about 50 ms; it learns how many that are.
 
-    def __init__(self) -> None:
-        self.steps = 1
+    ``expected`` is what a mini-batch may take, in seconds, good to a factor of 4; where nobody knows, the first call is
+    for one mini-batch.
+    """
+
+    def __init__(self, expected: float = SLICE) -> None:
+        self.steps = max(1, int(SLICE / expected / 4))
 
     def run(
         self, batches: int, call: Callable[[int, int], None], after: Callable[[int, int], None] | None = None
@@ -157,11 +162,17 @@ def first_not_finite(losses: np.ndarray) -> int | None:
     return int(wrong[0]) if wrong.size else None
 
 
-def mean_values(histories: dict[str, np.ndarray], batch: int, count: int, done: int) -> dict[str, float]:
-    """The mean over the samples of the first ``done`` mini-batches of ``count`` samples, of each history."""
+@functools.lru_cache(64)
+def _shares(batch: int, count: int, done: int) -> np.ndarray:
+    """The share of each of the first ``done`` mini-batches in their samples."""
     rows = np.full(done, batch, np.float64)
     rows[-1] = min(batch, count - (done - 1) * batch)
-    share = rows / rows.sum()
+    return rows / rows.sum()
+
+
+def mean_values(histories: dict[str, np.ndarray], batch: int, count: int, done: int) -> dict[str, float]:
+    """The mean over the samples of the first ``done`` mini-batches of ``count`` samples, of each history."""
+    share = _shares(batch, count, done)
     return {name: float(share @ history[:done]) for name, history in histories.items()}
 
 

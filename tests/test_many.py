@@ -158,6 +158,7 @@ def test_slices_take_at_most_50_ms(monkeypatch):
     pace[0] *= 8  # slower from then on
     slices.run(500, call)
     assert calls == [51, *[6] * 74, 5]  # what was learnt before is kept
+    assert training.Slices(0.001).steps == 12  # a quarter of 50: estimates are good to a factor of 4
 
 
 def test_a_call_takes_as_many_models_as_a_slice_has_time_for(monkeypatch):
@@ -174,7 +175,10 @@ def test_a_call_takes_as_many_models_as_a_slice_has_time_for(monkeypatch):
     fitted = models()
     dlcore.fit_many(fitted, x, y, batch_size=10)
     assert {count for count, _ in calls} == {5}
-    assert calls[0] == (5, 1)  # how long it takes is not known yet
+    # three models a thread; how long that takes is an estimate yet
+    expected = training.Slices(3 * fitted[0]._engine.seconds("train", 10)).steps
+    assert expected > 1
+    assert calls[0] == (5, min(100, expected))
     assert sum(steps for _, steps in calls) == 100
     calls.clear()
     monkeypatch.setattr(training, "SLICE", 1e-9)  # nothing is that quick: one mini-batch, of a model a thread

@@ -80,6 +80,8 @@ class Engine:
     def bind(self, **arrays: np.ndarray) -> None:
         """Give externs their arrays, which must be C-contiguous and stay alive until the next binding."""
         for name, array in arrays.items():
+            if array is self._externs.get(name):
+                continue
             self.program.check_binding(name, array)
             self._externs[name] = array
             for plan in self._tables.values():
@@ -95,8 +97,11 @@ class Engine:
         return True
 
     def bind_histories(self, names: Sequence[str], batches: int) -> None:
-        """Give externs empty histories of ``batches`` mini-batches each."""
-        self._histories = {name: np.zeros(batches) for name in names}
+        """Give externs empty histories of ``batches`` mini-batches each; those before may be the same arrays."""
+        if [*self._histories] != [*names] or any(history.size != batches for history in self._histories.values()):
+            self._histories = {name: np.empty(batches) for name in names}
+        for history in self._histories.values():
+            history.fill(0)
         self.bind(**self._histories)
 
     def fetch_histories(self) -> dict[str, np.ndarray]:
