@@ -90,7 +90,7 @@ MUTANTS = [
     Mutant("groups of columns in a vector", "column_sums.py", "lanes = 1 if neighbours % lanes else lanes", "pass",
            _INSTRUCTION, "group_norm_backward and pairs"),
     Mutant("no barrier before a sum over a block", "block.py", f"sums[t] = v\n{_SHALLOW}", "sums[t] = v\n", _ORDER, "record"),
-    Mutant("of equal scores the last one", "rowwise.py", "other_place < place", "other_place > place",
+    Mutant("of equal scores the last one", "warp.py", "other_place < {place}", "other_place > {place}",
            "test_cuda.py::test_accuracy_takes_the_first_maximum"),
     # cursor
     Mutant("rows are gathered from the beginning", "rowwise.py", "order[cursor[0] + row]", "order[row]", _INSTRUCTION,

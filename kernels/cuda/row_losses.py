@@ -14,7 +14,7 @@ import numpy as np
 from .elements import element_pass
 from .launch import Launch
 from .softmax import loss_launch
-from .warp import ALL, Passes, Row, row_kernel, row_launch, row_name, row_of
+from .warp import PEAK, Passes, Row, first_largest, row_kernel, row_launch, row_name, row_of
 
 # ---------------------------------------------------------------------------------------------- log-softmax
 
@@ -46,7 +46,7 @@ def _log_softmax_forward(dtype: Any, row: Row) -> Any:
     text = _FORWARD.format(
         name=name,
         begin=row.begin,
-        peak=go("z", "peak = z{e} if z{e} > peak else peak"),
+        peak=go("z", PEAK),
         sum=go("z", "total += exp(z{e} - peak)"),
         y=go("z", y="(z{e} - peak) - shift"),
     )
@@ -137,12 +137,7 @@ def {name}(p, target, dp, weight, loss, inverse, rows, columns):
     worst = columns
 {search}
     correct = warp_sum(correct)
-    for offset in (16, 8, 4, 2, 1):
-        other = cuda.shfl_xor_sync({ALL}, largest, offset)
-        place = cuda.shfl_xor_sync({ALL}, worst, offset)
-        if other > largest or (other == largest and place < worst):
-            largest = other
-            worst = place
+{meet}
     margin = one + largest - correct
     w = {w}
     share = w * inverse
@@ -192,7 +187,7 @@ def _categorical_hinge(dtype: Any, row: Row, weighted: bool, with_gradient: bool
     text = _HINGE.format(
         name=name,
         begin=row.begin,
-        ALL=ALL,
+        meet=first_largest("largest", "worst"),
         search=go("p t", f"correct += t{{e}} * p{{e}}; {other}; {first}"),
         w="weight[row]" if weighted else "one",
         dp=go("t", dp=gradient) if with_gradient else "",

@@ -1,9 +1,9 @@
 """What runs along rows on CUDA: gather, elementwise losses, metrics; for softmax see softmax.py.
 
 Memory contract: outputs are overwritten. Gradients of losses are those of the mean over the batch, 1/m included. One
-warp takes a row; its lanes hold every 32nd element and meet in butterfly shuffles, which add in one fixed order. The
-sums are of the model's dtype: in a tree over 32 lanes the error grows with n/32, where the CPU file, which adds one
-after another, keeps float64. ``record`` alone sums in float64.
+warp goes along a row; its lanes take neighbours, 128 bits at once where columns and addresses allow it, and meet in
+butterfly shuffles, which add in one fixed order. The sums are of the model's dtype: in a tree over 32 lanes the error
+grows with n/32, where the CPU file, which adds one after another, keeps float64. ``record`` alone sums in float64.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .columns import lanes_of, marked
 from .launch import BLOCK, Launch, device_function, flat, kernel, tiled
 from .softmax import loss_launch
 from .vector import access
-from .warp import ALL, Passes, Row, row_kernel, row_launch, row_name, row_of
+from .warp import Passes, Row, first_largest, row_kernel, row_launch, row_name, row_of
 
 # --------------------------------------------------------------------------------------------------- gather
 
@@ -72,18 +72,14 @@ _ARGMAX = """
     best{which} = {array}[row * columns]
     place{which} = 0
 {search}
-    for offset in (16, 8, 4, 2, 1):
-        other = cuda.shfl_xor_sync({ALL}, best{which}, offset)
-        other_place = cuda.shfl_xor_sync({ALL}, place{which}, offset)
-        if other > best{which} or (other == best{which} and other_place < place{which}):
-            best{which} = other
-            place{which} = other_place"""
+{meet}"""
 
 
 def _argmax(row: Row, array: str, which: str = "") -> str:
     """The lines that find ``place``, of the first largest element of a row; 0 where the row begins with NaN."""
     line = f"if v{{e}} > best{which}: best{which} = v{{e}}; place{which} = {{j}}"
-    return _ARGMAX.format(array=array, which=which, ALL=ALL, search=Passes(row, {"v": array})("v", line))
+    meet = first_largest(f"best{which}", f"place{which}")
+    return _ARGMAX.format(array=array, which=which, search=Passes(row, {"v": array})("v", line), meet=meet)
 
 
 # --------------------------------------------------------------------------------------------------- losses

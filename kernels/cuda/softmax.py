@@ -11,7 +11,7 @@ import functools
 from typing import Any
 
 from .launch import Launch
-from .warp import Passes, Row, row_kernel, row_launch, row_name, row_of
+from .warp import PEAK, Passes, Row, row_kernel, row_launch, row_name, row_of
 
 _FORWARD = """
 def {name}(z, y, rows, columns):
@@ -76,7 +76,6 @@ def {name}(z, target, dz, weight, loss, inverse, rows, columns):
 {dz}
 """
 
-_PEAK = "peak = z{e} if z{e} > peak else peak"
 _EXPONENTIAL = {"e": "exp(z{e} - peak)"}
 
 
@@ -86,7 +85,7 @@ def _forward(dtype: Any, row: Row) -> Any:
     text = _FORWARD.format(
         name=name,
         begin=row.begin,
-        peak=go("z", _PEAK),
+        peak=go("z", PEAK),
         exponentials=go("z e", "total += e{e}"),
         y=go("z e", y="e{e} * scale"),
     )
@@ -108,7 +107,7 @@ def _cross_entropy(dtype: Any, row: Row, weighted: bool, with_gradient: bool) ->
     text = _LABELS.format(
         name=name,
         begin=row.begin,
-        peak=go("z", _PEAK),
+        peak=go("z", PEAK),
         exponentials=go("z e", "total += e{e}"),
         relative=" - column" if kept else "",
         w="weight[row]" if weighted else "one",
@@ -128,7 +127,7 @@ def _cross_entropy_dense(dtype: Any, row: Row, weighted: bool, with_gradient: bo
     text = _TARGETS.format(
         name=name,
         begin=row.begin,
-        peak=go("z", _PEAK),
+        peak=go("z", PEAK),
         sums=go("z t e", "total += e{e}", dot),
         w="weight[row]" if weighted else "one",
         dz=go("z t e", dz="e{e} * scale - share * t{e}") if with_gradient else "",

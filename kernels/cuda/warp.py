@@ -54,6 +54,22 @@ def warp_first(v):
     return cuda.shfl_sync(ALL, v, 0)
 
 
+PEAK = "peak = z{e} if z{e} > peak else peak"  # a line of a pass over z; NaN is no maximum
+
+_FIRST_LARGEST = """\
+    for offset in (16, 8, 4, 2, 1):
+        other = cuda.shfl_xor_sync({ALL}, {largest}, offset)
+        other_place = cuda.shfl_xor_sync({ALL}, {place}, offset)
+        if other > {largest} or (other == {largest} and other_place < {place}):
+            {largest} = other
+            {place} = other_place"""
+
+
+def first_largest(largest: str, place: str) -> str:
+    """The lines in which the lanes agree on the ``largest`` of what each has found, and on its first ``place``."""
+    return _FIRST_LARGEST.format(ALL=ALL, largest=largest, place=place)
+
+
 class Row(NamedTuple):
     """How a warp takes a row: ``vectors`` times ``lanes`` neighbours a lane, with 128-bit access where ``wide``.
 
