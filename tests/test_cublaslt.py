@@ -1,7 +1,6 @@
 """cuBLASLt: what the real library says of descriptors where it is, and products by one of NumPy."""
 
 import ctypes
-import json
 import os
 import pathlib
 import re
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from cublaslt_simulator import PARTS, PLAIN, arrays, expected
 
-from dlcore.cli import main
 from dlcore.kernels import find
 from dlcore.kernels.cuda import cublaslt, driver
 from dlcore.kernels.cuda.choices import Algorithm
@@ -280,15 +278,6 @@ def test_an_algorithm_that_cannot_be_taken(library, algorithm, message):
     with pytest.raises(cublaslt.LibraryError, match=message):
         cublaslt.Problem("float32", a, b, out, "ab").planned(Algorithm(*algorithm))
     assert not made.products
-
-
-@needs_simulator
-def test_info_names_it(monkeypatch, capsys):
-    for reason, made, said in ((None, cublaslt_simulator.Library, "cuBLASLt 13.0.2"), ("it is not here", object, None)):
-        with driver_simulator.hardware(monkeypatch):
-            monkeypatch.setattr(cublaslt, "_found", lambda reason=reason, made=made: cublaslt._Found(reason, made()))
-            assert main(["info", "--json"]) == 0
-            assert json.loads(capsys.readouterr().out)["library"] == said or reason
 
 
 def test_a_library_that_is_too_old_is_named(monkeypatch):

@@ -18,8 +18,11 @@ if not simulated():
 if not os.environ.get("DLCORE_REQUIRE_OFFLINE") and importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed; continuous integration has it", allow_module_level=True)
 
+import cublaslt_simulator
 import driver_simulator
 from driver_simulator import TRANSFERS, Device, Stream
+
+from dlcore.kernels.cuda import cublaslt
 
 
 @pytest.fixture
@@ -95,6 +98,13 @@ def test_info_lists_all_gpus(gpus, monkeypatch, capsys):
     assert facts["device"] == "cuda:1"
     assert main(["predict", "nowhere", "x.csv", "--device", "cuda:x"]) == 2
     assert "must be one of auto, cpu, cuda or a GPU such as cuda:1, got 'cuda:x'" in capsys.readouterr().err
+
+
+def test_info_names_the_library_of_products(gpus, monkeypatch, capsys):
+    for reason, made, said in ((None, cublaslt_simulator.Library, "cuBLASLt 13.0.2"), ("it is not here", object, None)):
+        monkeypatch.setattr(cublaslt, "_found", lambda reason=reason, made=made: cublaslt._Found(reason, made()))
+        assert main(["info", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["library"] == (said or reason)
 
 
 # ---------------------------------------------------------------------------------------------- why there is none
