@@ -1,4 +1,4 @@
-"""Log-softmax, the losses that couple the elements of a row, and label smoothing on CUDA.
+"""The losses that couple the elements of a row, and label smoothing on CUDA; for cross-entropy see softmax.py.
 
 Memory contract: outputs are overwritten. Gradients of losses are those of the mean over the batch, 1/m included. A warp
 takes a row and keeps it in registers, or reads a long one in each pass (warp.py); sums are of the model's dtype.
@@ -14,61 +14,7 @@ import numpy as np
 from .elements import element_pass
 from .launch import Launch
 from .softmax import loss_launch
-from .warp import PEAK, Passes, Row, first_largest, row_kernel, row_launch, row_name, row_of
-
-# ---------------------------------------------------------------------------------------------- log-softmax
-
-_FORWARD = """
-def {name}(z, y, rows, columns):
-{begin}
-    peak = lowest
-{peak}
-    peak = warp_max(peak)
-    total = zero
-{sum}
-    shift = log(warp_sum(total))
-{y}
-"""
-
-_BACKWARD = """
-def {name}(dy, y, dz, rows, columns):
-{begin}
-    total = zero
-{sum}
-    total = warp_sum(total)
-{dz}
-"""
-
-
-@functools.cache
-def _log_softmax_forward(dtype: Any, row: Row) -> Any:
-    name, go = row_name("log_softmax", row), Passes(row, {"z": "z"}, z="lowest")
-    text = _FORWARD.format(
-        name=name,
-        begin=row.begin,
-        peak=go("z", PEAK),
-        sum=go("z", "total += exp(z{e} - peak)"),
-        y=go("z", y="(z{e} - peak) - shift"),
-    )
-    return row_kernel(text, name, dtype)
-
-
-@functools.cache
-def _log_softmax_backward(dtype: Any, row: Row) -> Any:
-    name, go = row_name("log_softmax_gradient", row), Passes(row, {"d": "dy", "y": "y"})
-    total, dz = go("d", "total += d{e}"), go("d y", dz="d{e} - exp(y{e}) * total")
-    return row_kernel(_BACKWARD.format(name=name, begin=row.begin, sum=total, dz=dz), name, dtype)
-
-
-def log_softmax_forward(z: Any, y: Any) -> list[Launch]:
-    """``y = z - max z - log sum exp(z - max z)`` for each row."""
-    return [row_launch(_log_softmax_forward(z.dtype, row_of(z.shape[1], z, y)), [z, y])]
-
-
-def log_softmax_backward(dy: Any, y: Any, dz: Any) -> list[Launch]:
-    """``dz = dy - exp(y) * sum(dy)`` for each row."""
-    return [row_launch(_log_softmax_backward(y.dtype, row_of(y.shape[1], dy, y, dz)), [dy, y, dz])]
-
+from .warp import Passes, Row, first_largest, row_kernel, row_launch, row_name, row_of
 
 # ------------------------------------------------------------------------------------------ label smoothing
 

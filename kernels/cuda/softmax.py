@@ -1,4 +1,4 @@
-"""Softmax, and its cross-entropy with class numbers and with probabilities, on CUDA.
+"""Softmax and log-softmax, and their cross-entropy with class numbers and with probabilities, on CUDA.
 
 Memory contract: outputs are overwritten. Gradients are those of the mean over the batch, 1/m included. A warp takes a
 row and keeps it in registers, or reads a long one in each of three passes (warp.py). Sums are of the model's dtype, in
@@ -21,7 +21,7 @@ def {name}(z, y, rows, columns):
     peak = warp_max(peak)
     total = zero
 {exponentials}
-    scale = one / warp_sum(total)
+    {last}
 {y}
 """
 
@@ -87,7 +87,22 @@ def _forward(dtype: Any, row: Row) -> Any:
         begin=row.begin,
         peak=go("z", PEAK),
         exponentials=go("z e", "total += e{e}"),
+        last="scale = one / warp_sum(total)",
         y=go("z e", y="e{e} * scale"),
+    )
+    return row_kernel(text, name, dtype)
+
+
+@functools.cache
+def _log_forward(dtype: Any, row: Row) -> Any:
+    name, go = row_name("log_softmax", row), Passes(row, {"z": "z"}, z="lowest")
+    text = _FORWARD.format(
+        name=name,
+        begin=row.begin,
+        peak=go("z", PEAK),
+        exponentials=go("z", "total += exp(z{e} - peak)"),
+        last="shift = log(warp_sum(total))",
+        y=go("z", y="(z{e} - peak) - shift"),
     )
     return row_kernel(text, name, dtype)
 
@@ -96,6 +111,13 @@ def _forward(dtype: Any, row: Row) -> Any:
 def _backward(dtype: Any, row: Row) -> Any:
     name, go = row_name("softmax_gradient", row), Passes(row, {"d": "dy", "y": "y"})
     dot, dz = go("d y", "total += d{e} * y{e}"), go("d y", dz="y{e} * (d{e} - total)")
+    return row_kernel(_BACKWARD.format(name=name, begin=row.begin, dot=dot, dz=dz), name, dtype)
+
+
+@functools.cache
+def _log_backward(dtype: Any, row: Row) -> Any:
+    name, go = row_name("log_softmax_gradient", row), Passes(row, {"d": "dy", "y": "y"})
+    dot, dz = go("d", "total += d{e}"), go("d y", dz="d{e} - exp(y{e}) * total")
     return row_kernel(_BACKWARD.format(name=name, begin=row.begin, dot=dot, dz=dz), name, dtype)
 
 
@@ -146,6 +168,16 @@ def softmax_forward(z: Any, y: Any) -> list[Launch]:
 def softmax_backward(dy: Any, y: Any, dz: Any) -> list[Launch]:
     """``dz = y * (dy - sum(dy * y))`` for each row."""
     return [row_launch(_backward(y.dtype, row_of(y.shape[1], dy, y, dz)), [dy, y, dz])]
+
+
+def log_softmax_forward(z: Any, y: Any) -> list[Launch]:
+    """``y = z - max z - log sum exp(z - max z)`` for each row."""
+    return [row_launch(_log_forward(z.dtype, row_of(z.shape[1], z, y)), [z, y])]
+
+
+def log_softmax_backward(dy: Any, y: Any, dz: Any) -> list[Launch]:
+    """``dz = dy - exp(y) * sum(dy)`` for each row."""
+    return [row_launch(_log_backward(y.dtype, row_of(y.shape[1], dy, y, dz)), [dy, y, dz])]
 
 
 def loss_launch(make: Any, row: Row, p: Any, target: Any, weight: Any, loss: Any, dp: Any, *scalars: Any) -> Launch:
