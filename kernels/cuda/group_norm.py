@@ -174,12 +174,6 @@ def _backward_of_rows(dtype: Any, row: Row) -> Any:
 TURNS, BLOCKS = 8, 512  # rows of a warp that takes sums over rows along, at least; blocks, at most
 
 
-def _spatial(x: Any, mean: Any, gamma: Any, step: int) -> tuple[Any, ...]:
-    """The channels of a group, the columns of a channel, and how many of each ``step`` columns further on are."""
-    spatial = x.shape[1] // gamma.size
-    return tuple(np.int64(v) for v in (gamma.size // mean.shape[1], spatial, *divmod(step, spatial)))
-
-
 def _steps(row: Row, x: Any, mean: Any, gamma: Any) -> tuple[Any, ...]:
     """The channels of a group, the columns of a channel, and how many of each lie between two vectors of a lane."""
     spatial = x.shape[1] // gamma.size

@@ -70,6 +70,9 @@ def first_largest(largest: str, place: str) -> str:
     return _FIRST_LARGEST.format(ALL=ALL, largest=largest, place=place)
 
 
+Step = Callable[[range], str]  # the lines for some neighbouring elements of a lane
+
+
 class Row(NamedTuple):
     """How a warp takes a row: ``vectors`` times ``lanes`` neighbours a lane, with 128-bit access where ``wide``.
 
@@ -101,7 +104,7 @@ class Row(NamedTuple):
             for e in range(self.kept)
         )
 
-    def by_vector(self, *steps: Callable[[range], str], beyond: str = "") -> str:
+    def by_vector(self, *steps: Step, beyond: str = "") -> str:
         """For each vector the lines that ``steps`` give for its elements; for the last, where it lies in the row.
 
         ``beyond`` are lines for each element of the last vector before that.
@@ -112,7 +115,7 @@ class Row(NamedTuple):
         lines = [*inner, *before, "if inside:", textwrap.indent(last, "    ")]
         return textwrap.indent("\n".join(lines), "    ")
 
-    def take(self, name: str, array: str, at: str = "first") -> Callable[[range], str]:
+    def take(self, name: str, array: str, at: str = "first") -> Step:
         """A step of :meth:`by_vector`: ``name0, name1, ... = array[at], ...``."""
 
         def lines(elements: range) -> str:
@@ -123,7 +126,7 @@ class Row(NamedTuple):
 
         return lines
 
-    def put(self, array: str, value: str) -> Callable[[range], str]:
+    def put(self, array: str, value: str) -> Step:
         """A step of :meth:`by_vector`: ``array[first], ... = value``, an expression with ``{e}`` and ``{j}``."""
 
         def lines(elements: range) -> str:
@@ -158,14 +161,11 @@ class Row(NamedTuple):
     if row >= rows:
         return{kept}"""
 
-    def loop(self, *steps: Callable[[range], str]) -> str:
+    def loop(self, *steps: Step) -> str:
         """The lines that ``steps`` give, for each vector of a row that is not kept."""
         lines = ["first = row * columns + column", *(step(range(self.lanes)) for step in steps)]
         body = textwrap.indent("\n".join(lines), 8 * " ")
         return f"    for column in range({self.lanes} * cuda.threadIdx.x, columns, {self.lanes * WIDTH}):\n{body}"
-
-
-Step = Callable[[range], str]  # the lines for some neighbouring elements of a lane
 
 
 class Passes:
