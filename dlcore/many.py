@@ -150,10 +150,8 @@ class _Fleet:
         """Mean loss and metrics of each model over the first ``done`` mini-batches."""
         names = self.runners[0].network.histories
         columns = [self.fetch(f"history_{name}") for name in names]
-        return [
-            training.mean_values(dict(zip(names, row, strict=True)), self.batch, self.count, done)
-            for row in zip(*columns, strict=True)
-        ]
+        share = training.shares(self.batch, self.count, done)
+        return [training.mean_values(dict(zip(names, row, strict=True)), share) for row in zip(*columns, strict=True)]
 
     def not_finite(self) -> list[int]:
         """The numbers of the models whose loss was NaN or infinite in the last epoch."""
@@ -257,39 +255,28 @@ def _checked(models: Any) -> list[Sequential]:
     return models
 
 
-Trait = tuple[str, Any]  # what it is, in words, and its value
-
-
-def _traits(model: Sequential) -> list[Trait]:
-    """What models that are trained at once have in common."""
-    found: list[Trait] = [
-        ("device", model.device),
-        ("dtype", model.dtype),
-        ("number of layers", len(model.layers)),
-    ]
+def _traits(model: Sequential) -> dict[str, Any]:
+    """What models that are trained at once have in common, by what it is, in words."""
+    found = {"device": model.device, "dtype": model.dtype, "number of layers": len(model.layers)}
     for k, layer in enumerate(model.layers):
-        found.append((f"layer {k}", type(layer).__name__))
-        found += [(f"{name} of layer {k}", value) for name, value in layer.config().items() if name not in _OWN]
-    found += [
-        ("loss", model._plan.loss),
-        ("metrics", model._plan.metrics),
-        ("rule of the optimizer", model.optimizer.rule),
-        ("clipnorm", model.optimizer.clipnorm is not None),
-        ("loss_scale", model.optimizer.loss_scale),
-        ("skip_nonfinite", model.optimizer.skip_nonfinite),
-        ("SAM", model._plan.sharpness),
-        ("gradient_accumulation_steps", model._plan.turns),
-    ]
-    return found
+        found[f"layer {k}"] = type(layer).__name__
+        found |= {f"{name} of layer {k}": value for name, value in layer.config().items() if name not in _OWN}
+    return found | {
+        "loss": model._plan.loss,
+        "metrics": model._plan.metrics,
+        "rule of the optimizer": model.optimizer.rule,
+        "clipnorm": model.optimizer.clipnorm is not None,
+        "loss_scale": model.optimizer.loss_scale,
+        "skip_nonfinite": model.optimizer.skip_nonfinite,
+        "SAM": model._plan.sharpness,
+        "gradient_accumulation_steps": model._plan.turns,
+    }
 
 
-def _difference(first: list[Trait], other: list[Trait]) -> str | None:
+def _difference(here: dict[str, Any], there: dict[str, Any]) -> str | None:
     """The first difference between two models that keeps them from being trained at once, in words."""
-    if first == other:
-        return None
-    here, there = dict(first), dict(other)
-    name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
-    return f"{name} {_name(here.get(name))} and {_name(there.get(name))}"
+    name = next((name for name in {**here, **there} if here.get(name) != there.get(name)), None)
+    return None if name is None else f"{name} {_name(here.get(name))} and {_name(there.get(name))}"
 
 
 def _name(value: Any) -> str:

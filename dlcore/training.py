@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 import time
 import warnings
@@ -137,7 +136,7 @@ class Runner:
 
     def means(self, batch: int, done: int) -> dict[str, float]:
         """The mean over the samples of the first ``done`` mini-batches of each history."""
-        return mean_values(self.histories(), batch, self.count, done)
+        return mean_values(self.histories(), shares(batch, self.count, done))
 
     def learning_rate(self) -> float:
         """The learning rate of the last step."""
@@ -162,18 +161,16 @@ def first_not_finite(losses: np.ndarray) -> int | None:
     return int(wrong[0]) if wrong.size else None
 
 
-@functools.lru_cache(64)
-def _shares(batch: int, count: int, done: int) -> np.ndarray:
-    """The share of each of the first ``done`` mini-batches in their samples."""
+def shares(batch: int, count: int, done: int) -> np.ndarray:
+    """The share of each of the first ``done`` mini-batches of ``count`` samples in the samples of all of them."""
     rows = np.full(done, batch, np.float64)
     rows[-1] = min(batch, count - (done - 1) * batch)
     return rows / rows.sum()
 
 
-def mean_values(histories: dict[str, np.ndarray], batch: int, count: int, done: int) -> dict[str, float]:
-    """The mean over the samples of the first ``done`` mini-batches of ``count`` samples, of each history."""
-    share = _shares(batch, count, done)
-    return {name: float(share @ history[:done]) for name, history in histories.items()}
+def mean_values(histories: dict[str, np.ndarray], share: np.ndarray) -> dict[str, float]:
+    """The mean over the samples of the first mini-batches of each history, as many as have a ``share``."""
+    return {name: float(share @ history[: len(share)]) for name, history in histories.items()}
 
 
 def describe(values: dict[str, float]) -> str:
@@ -228,7 +225,7 @@ def fit(
                 runner = model._runner(data, batch)
                 model._engine.hold(*data.arrays, *([] if validation is None else validation.arrays))
                 histories = _epoch(runner, batch, order, bar)
-                values = mean_values(histories, batch, runner.count, -(-runner.count // batch))
+                values = mean_values(histories, shares(batch, runner.count, -(-runner.count // batch)))
                 bad = first_not_finite(histories["loss"])
                 if validation is not None:
                     held_out = evaluate(model, validation, max(batch, model._engine.rows))

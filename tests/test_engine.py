@@ -321,6 +321,26 @@ def test_two_threads_run_one_instruction(threads, n):
 # ---------------------------------------------------------------------------------------------------------- denormals
 
 
+def test_what_is_bound_stays_and_histories_begin_anew():
+    x, y = data()
+    model = dlcore.Sequential(plain(), device="cpu")
+    model.compile("sgd", LOSS)
+    model.fit(x, y, 30, verbose=0)
+    bound = model._engine
+    assert np.shares_memory(bound.fetch("samples"), x)
+    losses = bound.fetch_histories()["history_loss"]
+    assert losses.all()
+    bound.bind_histories(["history_loss"], 3)
+    assert bound.fetch("history_loss") is losses
+    assert not losses.any()
+    bound.bind_histories(["history_loss"], 4)
+    assert not bound.fetch("history_loss").any()
+    assert len(bound.fetch("history_loss")) == 4
+    other = x[::-1].copy()
+    assert model.evaluate(other, y) != model.evaluate(x, y)
+    assert model.evaluate(other, y) == model.evaluate(other.copy(), y.copy())
+
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_denormals_are_flushed_in_the_engine_and_nowhere_else(threads, n):
     taken = threads(n)
