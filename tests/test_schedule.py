@@ -36,6 +36,11 @@ SUM_AGAIN = step("sum_chunks", [sums, b])
 WEIGHTS = step("dense_backward_w", [x, dy, dw])
 INPUTS = step("dense_backward_x", [dy, w, z])
 UPDATE = step("optimizer_update", [buffer("all", 35), buffer("all d", 35), buffer("slots", 2, 35), uniforms], ADAM)
+UPDATE_OTHERS = step(
+    "optimizer_update",
+    [*(buffer(n, *shape) for n, shape in {"v": (9,), "dv": (9,), "s": (2, 9)}.items()), uniforms],
+    ADAM,
+)
 BEGIN = step("optimizer_begin", [hyper, count, uniforms], ADAM)
 RECORD = step("record", [value, history])
 ACCURACY = step("binary_accuracy", [y, other, value], scalars=[0.5])
@@ -81,6 +86,7 @@ def test_no_meeting_where_threads_keep_to_themselves(first, second):
         (BEGIN, UPDATE),
         (SQUARES, CLIP),
         (CLIP, UPDATE),
+        (UPDATE, UPDATE_OTHERS),  # the counts of the pieces that are taken
         (FORWARD, FORWARD_COLUMNS),  # rows and columns of one array
         (FORWARD_COLUMNS, SLOPE),
         (WEIGHTS, step("dense_forward", [x, dw, b, None, y], RELU)),

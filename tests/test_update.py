@@ -3,13 +3,22 @@
 import numpy as np
 import oracle
 import pytest
-from numba import cuda
+from numba import cuda, types
 from tolerance import assert_close
 
 import dlcore
 from dlcore import kernels, optimizers, schedules
-from dlcore.kernels import loss_scale
+from dlcore.kernels import compile, loss_scale
+from dlcore.kernels.cpu import threads as pool_of_threads
+from dlcore.kernels.cpu.context import CONTEXT, THREAD, THREADS, take_piece
 from dlcore.kernels.cpu.eager import execute
+from dlcore.kernels.cpu.entries import checked_entry
+from dlcore.kernels.cpu.interpreter import Workspace
+from dlcore.kernels.cpu.machine import VARIANT
+from dlcore.kernels.cpu.steps import STEPS
+from dlcore.kernels.cpu.table import Table
+from dlcore.kernels.cpu.update import PIECE
+from dlcore.kernels.instructions import Instruction
 from dlcore.kernels.program import TENSOR_BLOCK, tensor_blocks
 from dlcore.kernels.rule import REGISTRY, RuleError, find
 
@@ -206,6 +215,49 @@ def test_another_scale_begins_anew():
     made = trained(optimizers.Adam(loss_scale="dynamic"))
     made.compile(optimizers.Adam(loss_scale=4.0), "sparse_categorical_crossentropy")
     assert made._engine.read(made._network.scaler)[0] == 4.0
+
+
+# ------------------------------------------------------------------------------------------------ pieces of a share
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, PIECE + 1])
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_every_element_is_updated_once(threads, extra, monkeypatch):
+    monkeypatch.setattr(pool_of_threads, "_num_threads", threads)
+    w = np.zeros(12 * PIECE + extra + 3, np.float32)[3:]  # begins between two cache lines
+    g = np.ones_like(w)
+    for _ in range(20):
+        kernels.optimizer_update("sgd", w, g, [], step=1, learning_rate=1.0)
+    assert (w == -20).all()
+
+
+def test_a_thread_takes_what_another_has_not_begun():
+    w, g = np.zeros(6 * PIECE, np.float32), np.ones(6 * PIECE, np.float32)
+    uniforms = np.array([1, 0, 1, 0, 0, 0.5], np.float32)  # the last is the rate
+    operands = [w, g, np.zeros((0, w.size), np.float32), uniforms]
+    update = Instruction(STEPS["optimizer_update"], operands, find("optimizer", "sgd"))
+    table, workspace = Table([update], lambda array: array, 1, 1, 2), Workspace(2, 0)
+    for thread in (1, 0):
+        workspace.contexts[thread, [THREAD, THREADS]] = thread, 2
+        checked_entry(table.steps[0])(table.words[0].ctypes.data, workspace.contexts[thread].ctypes.data)
+        assert (w[w.size // 2 :] == -0.5).all()
+        assert (w == -0.5).sum() >= w.size - 16  # what lies before the first cache line is for thread 0
+    assert (w == -0.5).all()
+
+
+def test_what_an_owner_leaves_is_taken_once():
+    taking = compile.native(compile.whole(take_piece, "take_piece", VARIANT), types.int64(*[types.int64] * 5))
+    contexts = np.zeros((3, CONTEXT), np.int64)
+
+    def take(thread, owner):
+        return taking(contexts[thread].ctypes.data, owner, 4, thread, 3)
+
+    for _ in range(2):  # the counts are ready for the next step
+        assert [take(0, 0), take(2, 0), take(1, 0), take(0, 0)] == [0, 1, 2, 3]
+        assert [take(0, 1), take(1, 1)] == [0, 1]  # those of another owner are others
+        assert [take(k, 0) for k in (1, 0, 2)] == [-1] * 3
+        assert [take(k, 1) for k in (2, 2, 2, 0, 1)] == [2, 3, -1, -1, -1]
+        assert not contexts.any()
 
 
 # ------------------------------------------------------------------------------------------------ sums over tensors

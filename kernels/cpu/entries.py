@@ -42,17 +42,31 @@ from . import (
     update,
     weights,
 )
+from .context import (
+    CHUNK,
+    CHUNK_FIRST,
+    CHUNK_LAST,
+    CHUNKS,
+    CONTEXT,
+    CONTROL,
+    FIRST,
+    INDEX,
+    LAST,
+    ROWS,
+    SCRATCH,
+    START,
+    THREAD,
+    THREADS,
+)
 from .machine import VARIANT
 
 WORDS = 40  # of a row; batch_norm_apply takes 38
-CONTEXT = 16  # words, a thread's own two cache lines
-ROWS, START, INDEX, THREAD, THREADS, FIRST, LAST, CHUNK, CHUNK_FIRST, CHUNK_LAST, CHUNKS, SCRATCH, CONTROL = range(13)
 SIGNATURE = types.void(types.int64, types.int64)
 _DTYPES = {"i": np.dtype(np.int64), "d": np.dtype(np.float64)}
 _FROM_CONTEXT = {
     "rows": f"_context[{ROWS}]", "start": f"_context[{START}] + _first", "index": f"_context[{INDEX}]",
     "thread": f"_context[{THREAD}]", "threads": f"_context[{THREADS}]", "first": "_first",
-    "scratch": f"_context[{SCRATCH}]", "control": f"_context[{CONTROL}]",
+    "scratch": f"_context[{SCRATCH}]", "control": f"_context[{CONTROL}]", "context": "context_",
 }  # fmt: skip
 
 

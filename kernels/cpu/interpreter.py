@@ -17,7 +17,7 @@ from .. import compile as compiler
 from ..native import call_entry, view_words
 from ..program import ALIGNMENT
 from . import threads as pool_of_threads
-from .entries import (
+from .context import (
     CHUNK,
     CHUNK_FIRST,
     CHUNK_LAST,
@@ -29,13 +29,11 @@ from .entries import (
     LAST,
     ROWS,
     SCRATCH,
-    SIGNATURE,
     START,
     THREAD,
     THREADS,
-    WORDS,
-    specialise,
 )
+from .entries import SIGNATURE, WORDS, specialise
 from .machine import VARIANT, atomic_add, flush_denormals, restore_float_state
 from .steps import chunk_rows
 

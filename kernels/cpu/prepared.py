@@ -9,6 +9,7 @@ import numpy as np
 from numba.core import config
 
 from ..instructions import Instruction
+from . import context as layout
 from . import entries, table
 from .interpreter import Workspace, entry_point, launcher, work
 from .steps import chunk_rows, most_threads
@@ -28,7 +29,7 @@ def run_checked(plan: Table, workspace: Workspace, steps: int, batch: int, sampl
         rows = min(batch, samples - index * batch)
         size = chunk_rows(rows)
         chunks = -(-rows // size)
-        context[: entries.SCRATCH] = rows, index * batch, index, 0, 1, 0, rows, size, 0, chunks, chunks
+        context[: layout.SCRATCH] = rows, index * batch, index, 0, 1, 0, rows, size, 0, chunks, chunks
         for step, row in zip(plan.steps, plan.words, strict=True):
             entries.checked_entry(step)(row.ctypes.data, context.ctypes.data)
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..instructions import Instruction
-from .steps import step
+from .steps import TAKES_PIECES, step
 
 _OWN_ROWS = "own rows"
 _FIRST = "first thread"
 _ALIKE = "alike"
 _ALL = "all"
+_PIECES = "pieces"  # the counts of context.py, as memory
 
 
 def _memory(operand: Any) -> Any:
@@ -41,7 +42,7 @@ Access = tuple[Any, bool, Any]  # memory, written, by whom
 
 def accesses(s: Instruction) -> list[Access]:
     """What a step reads and writes, and which thread does."""
-    result: list[Access] = []
+    result: list[Access] = [(_PIECES, True, id(s))] if s.op.name in TAKES_PIECES else []
     for spec, operand in zip(s.op.operands, s.operands, strict=True):
         if operand is None or (spec.name == "slots" and "offset" in s.op.scalars):
             continue  # of the state of all weights, a fused update touches that of its own weights

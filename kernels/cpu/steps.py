@@ -6,7 +6,8 @@ An instruction says what is computed; a step says also how threads divide it:
 * ``chunks``  the same, one call for each chunk of rows; operands with ``c`` rows are cut to the one of the chunk:
   sums over the mini-batch are taken chunk by chunk and the chunks added in order, so that they do not depend on the
   number of threads;
-* ``parts``   every thread sees everything and takes its part of the columns, weights or parameters;
+* ``parts``   every thread sees everything and takes its part of the columns, weights or parameters, and in some steps
+              what others leave of theirs;
 * ``one``     the first thread does it.
 
 Operands with ``C`` rows hold all chunks.
@@ -50,6 +51,7 @@ _DIVISION = {
     "restore_weights": "parts", "weight_penalty_gradient": "parts", "constrain_norm": "parts",
     "constrain_non_negative": "parts",
 }  # fmt: skip  # the others: rows
+TAKES_PIECES = ("optimizer_update", "optimizer_update_apart")  # by context.take_piece
 
 # fmt: off
 _NEW = [

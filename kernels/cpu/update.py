@@ -11,7 +11,10 @@ import math
 
 from ..native import call_update
 from ..program import ALIGNMENT
+from .context import take_piece
 from .steps import NORM_BLOCK
+
+PIECE = 4 * NORM_BLOCK  # elements of an update that a thread takes at once: smaller ones cost time between pages
 
 
 def sum_of_squares(thread, threads, g, squares):
@@ -51,26 +54,37 @@ def clip(squares, hyper, uniforms):
             uniforms[0] *= limit / norm
 
 
-def optimizer_update(rule, thread, threads, w, g, slots, uniforms):
+def optimizer_update(rule, context, thread, threads, w, g, slots, uniforms):
     """``w, slots = rule(keep w, scale g + l2 w, slots)`` for every element."""
-    _update(rule, thread, threads, w, g, slots.ctypes.data, slots.shape[1] * w.itemsize, uniforms)
+    _update(rule, context, thread, threads, w, g, slots.ctypes.data, slots.shape[1] * w.itemsize, uniforms)
 
 
-def optimizer_update_apart(rule, thread, threads, w, g, first, second, uniforms):
+def optimizer_update_apart(rule, context, thread, threads, w, g, first, second, uniforms):
     """The same with each slot in an array of its own."""
-    _update(rule, thread, threads, w, g, first.ctypes.data, second.ctypes.data - first.ctypes.data, uniforms)
+    stride = second.ctypes.data - first.ctypes.data
+    _update(rule, context, thread, threads, w, g, first.ctypes.data, stride, uniforms)
 
 
-def _update(rule, thread, threads, w, g, state, stride, uniforms):
-    """Cut at cache lines of ``w``: arrays of NumPy begin between them, and every vector would touch two."""
-    head = min(w.size, -w.ctypes.data % ALIGNMENT // w.itemsize)
-    blocks = (w.size + NORM_BLOCK - 1) // NORM_BLOCK
-    first = head + blocks * thread // threads * NORM_BLOCK
-    last = min(w.size, head + blocks * (thread + 1) // threads * NORM_BLOCK)
+def _update(rule, context, thread, threads, w, g, state, stride, uniforms):
+    """Pieces of the thread's share, then those that others have left.
+
+    Threads that share the way to memory do not get the same of it: of two, one was done with its half 5 to 15% before
+    the other. Pieces are cut at cache lines of ``w``: arrays of NumPy begin between them, and every vector would touch
+    two.
+    """
+    size = w.itemsize
+    head = min(w.size, -w.ctypes.data % ALIGNMENT // size)
     if thread == 0 and head > 0:
         call_update(rule, w.ctypes.data, g.ctypes.data, state, stride, uniforms.ctypes.data, head)
-    if last > first:
-        at = first * w.itemsize
-        call_update(
-            rule, w.ctypes.data + at, g.ctypes.data + at, state + at, stride, uniforms.ctypes.data, last - first
-        )
+    blocks = (w.size - head + NORM_BLOCK - 1) // NORM_BLOCK
+    for k in range(threads):
+        owner = (thread + k) % threads
+        first = head + blocks * owner // threads * NORM_BLOCK
+        last = min(w.size, head + blocks * (owner + 1) // threads * NORM_BLOCK)
+        pieces = (last - first + PIECE - 1) // PIECE
+        piece = take_piece(context, owner, pieces, thread, threads)
+        while piece >= 0:
+            at = (first + piece * PIECE) * size
+            count = min(PIECE, last - first - piece * PIECE)
+            call_update(rule, w.ctypes.data + at, g.ctypes.data + at, state + at, stride, uniforms.ctypes.data, count)
+            piece = take_piece(context, owner, pieces, thread, threads)
