@@ -121,16 +121,23 @@ def _peers(options: argparse.Namespace) -> int:
     fewer = max(2, round(plan.rounds * _GRID_SHARE))
     short = plan._replace(rounds=fewer, seconds=plan.seconds * _GRID_SHARE, limit=plan.limit / 4)
     results: list[timing.Result] = []
+    slower: list[timing.Result] = []
     measured: list[Ceilings] = []
     status = 0
+
+    def measure(number: str, result: timing.Result, plan: timing.Plan) -> None:
+        print(f"[{number}] {result.case.title}", file=sys.stderr, flush=True)
+        timing.measure(result, [peers.COLUMNS[label] for label in result.case.columns], workers, plan)
+
     try:
         measured = _ceilings()
         with timing.Workers(peers.MODULES) as workers:
             for index, case in enumerate(chosen, 1):
-                print(f"[{index}/{len(chosen)}] {case.title}", file=sys.stderr, flush=True)
                 results.append(timing.Result(case))
-                columns = [peers.COLUMNS[label] for label in case.columns]
-                timing.measure(results[-1], columns, workers, short if case.kind in cases.GRIDS else plan)
+                measure(f"{index}/{len(chosen)}", results[-1], short if case.kind in cases.GRIDS else plan)
+            slower = report.slower(results)
+            for index, result in enumerate(slower, 1):
+                measure(f"again {index}/{len(slower)}", result, plan)
     except KeyboardInterrupt:
         print("interrupted; these are the figures so far", file=sys.stderr)
         status = 130
@@ -139,7 +146,7 @@ def _peers(options: argparse.Namespace) -> int:
         from .roofline import describe
 
         described = [describe(each) for each in measured]
-    header = report.header(plan, described)
+    header = report.header(plan, described, len(slower))
     limits = measured[-1] if measured else None
     print(report.markdown(results, header, limits))
     if options.json:

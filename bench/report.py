@@ -72,6 +72,20 @@ def lines(result: Result, ceilings: Ceilings | None = None) -> list[Line]:
     return found
 
 
+def slower(results: Iterable[Result]) -> list[Result]:
+    """The rows of grids that are slower than the peer, or than the grid's median shall be.
+
+    The worst of many rows is told by few bursts, and these may have met a machine that halved its speed for a moment:
+    they are worth a longer look.
+    """
+    return [
+        result
+        for result in results
+        for line in lines(result)
+        if line.ratio is not None and result.case.kind in GRIDS and line.ratio < GRIDS[result.case.kind].median
+    ]
+
+
 def grid(kind: str, results: Iterable[Result], ceilings: Ceilings | None = None) -> GridLine:
     """What the ratios of all rows of ``kind`` are together, and whether that is what :data:`GRIDS` asks for."""
     found = [line for result in results if result.case.kind == kind for line in lines(result, ceilings)]
@@ -245,8 +259,8 @@ def _commit() -> str:
     return f"{name} with changes" if _git("status", "--porcelain") else name
 
 
-def header(plan: Plan | None = None, ceilings: Sequence[str] = ()) -> dict[str, str]:
-    """What the figures belong to."""
+def header(plan: Plan | None = None, ceilings: Sequence[str] = (), again: int = 0) -> dict[str, str]:
+    """What the figures belong to; ``again`` rows of grids were looked at longer."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     versions = (f"Python {platform.python_version()}", *map(_version, DISTRIBUTIONS))
     fields = {
@@ -258,4 +272,6 @@ def header(plan: Plan | None = None, ceilings: Sequence[str] = ()) -> dict[str, 
     }
     if plan is not None:
         fields["bursts"] = f"{plan.rounds} rounds of {plan.seconds} s, interleaved; medians over bursts"
+    if again:
+        fields["bursts"] += f" (shapes slower than the peer at first, measured again: {again}; all bursts count)"
     return fields | {f"ceilings {k}": text for k, text in enumerate(ceilings, 1)}

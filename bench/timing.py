@@ -203,24 +203,27 @@ def burst(worker: Worker, request: Mapping[str, str], patience: float = 1.0) -> 
 
 
 def measure(result: Result, columns: Sequence[Column], workers: Workers, plan: Plan) -> None:
-    """Measure the row of ``result`` in all columns; figures are added as they come, so an interrupt leaves them."""
+    """Measure the row of ``result`` in all columns, or measure on where it has been.
+
+    Figures are added as they come, so an interrupt leaves them.
+    """
     live = []
     for column in columns:
-        figures = result.figures[column.label] = Figures()
+        figures = result.figures.setdefault(column.label, Figures())
         request = {"case": result.case.name, "way": column.way}
         answer = workers[column.worker].ask(do="prepare", seconds=plan.seconds, **request)
         if "missing" in answer:
             figures.missing = answer["missing"]
         else:
-            live.append((workers[column.worker], request, figures))
+            live.append((workers[column.worker], request, figures, len(figures.quiet) + plan.rounds))
     end = time.monotonic() + plan.limit
     for index in range(plan.rounds * _TRIES):
-        wanting = [entry for entry in live if not entry[2].missing and len(entry[2].quiet) < plan.rounds]
+        wanting = [entry for entry in live if not entry[2].missing and len(entry[2].quiet) < entry[3]]
         if not wanting or (index and time.monotonic() > end):
             break
-        for worker, request, figures in wanting if index % 2 == 0 else wanting[::-1]:
+        for worker, request, figures, _ in wanting if index % 2 == 0 else wanting[::-1]:
             seconds, noisy, figures.missing = burst(worker, request, plan.patience)
             if seconds is not None:
                 (figures.noisy if noisy else figures.quiet).append(seconds)
-    for worker, request, _ in live:
+    for worker, request, *_ in live:
         worker.ask(do="forget", **request)

@@ -174,6 +174,14 @@ def test_a_noisy_burst_is_repeated_a_few_times(monkeypatch, bursts, quiet, noisy
 # ----------------------------------------------------------------------------------------------- arithmetic
 
 
+@pytest.mark.usefixtures("_quiet")
+def test_a_row_is_measured_on():
+    result, worker = timing.Result(row()), Script(*[EVEN] * 2, *[[3.0]] * 3)
+    timing.measure(result, columns("a"), {"fake": worker}, PLAN._replace(rounds=2))
+    timing.measure(result, columns("a"), {"fake": worker}, PLAN._replace(rounds=3))
+    assert result.figures["a"].quiet == [1.0, 1.0, 3.0, 3.0, 3.0]
+
+
 def test_median_and_percentiles_are_those_of_quiet_bursts():
     found = figures(1, 2, 3, 4, 5, 6, noisy=[90])
     assert found.median == 3.5
@@ -358,6 +366,25 @@ def test_an_interrupt_shows_the_rows_before_it(capsys, monkeypatch):
     monkeypatch.setattr(command, "_ceilings", list)
     assert command.main(["peers", "tiny", "digits"]) == 130
     assert "10.0 us" in capsys.readouterr().out
+
+
+def test_shapes_slower_than_the_peer_get_a_longer_look(capsys, monkeypatch):
+    asked = []
+
+    def measure(result, columns, workers, plan):
+        name = result.case.name
+        peer = 0.7e-3 if name == "dense-1x64x64" and name not in asked else 1.1e-3
+        asked.append(name)
+        for label, seconds in (("dlcore", 1e-3), ("torch", peer)):
+            result.figures.setdefault(label, timing.Figures()).quiet.extend([seconds] * plan.rounds)
+
+    monkeypatch.setattr(timing, "measure", measure)
+    monkeypatch.setattr(command, "_ceilings", list)
+    assert command.main(["peers", "dense-1x64x64", "dense-8x64x64", "adam-1e4", "--rounds", "8"]) == 0
+    assert asked == ["adam-1e4", "dense-1x64x64", "dense-8x64x64", "dense-1x64x64"]
+    text = capsys.readouterr().out
+    assert "median 1.10x, worst 1.10x" in text  # of 4 bursts at 0.7 and 8 at 1.1
+    assert "slower than the peer at first, measured again: 1; all bursts count" in text
 
 
 def test_conditions_name_their_parts():
