@@ -120,8 +120,9 @@ def _peers(options: argparse.Namespace) -> int:
     plan = usual._replace(rounds=options.rounds or usual.rounds, seconds=options.burst or usual.seconds)
     fewer = max(2, round(plan.rounds * _GRID_SHARE))
     short = plan._replace(rounds=fewer, seconds=plan.seconds * _GRID_SHARE, limit=plan.limit / 4)
+    longer = plan._replace(rounds=2 * plan.rounds, limit=2 * plan.limit)  # for rows near their targets
     results: list[timing.Result] = []
-    slower: list[timing.Result] = []
+    narrow: list[timing.Result] = []
     measured: list[Ceilings] = []
     status = 0
 
@@ -135,9 +136,9 @@ def _peers(options: argparse.Namespace) -> int:
             for index, case in enumerate(chosen, 1):
                 results.append(timing.Result(case))
                 measure(f"{index}/{len(chosen)}", results[-1], short if case.kind in cases.GRIDS else plan)
-            slower = report.slower(results)
-            for index, result in enumerate(slower, 1):
-                measure(f"again {index}/{len(slower)}", result, plan)
+            narrow = report.narrow(results)
+            for index, result in enumerate(narrow, 1):
+                measure(f"again {index}/{len(narrow)}", result, longer)
     except KeyboardInterrupt:
         print("interrupted; these are the figures so far", file=sys.stderr)
         status = 130
@@ -146,7 +147,7 @@ def _peers(options: argparse.Namespace) -> int:
         from .roofline import describe
 
         described = [describe(each) for each in measured]
-    header = report.header(plan, described, len(slower))
+    header = report.header(plan, described, len(narrow))
     limits = measured[-1] if measured else None
     print(report.markdown(results, header, limits))
     if options.json:

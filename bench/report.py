@@ -19,6 +19,7 @@ from .timing import ROOT, Figures, Plan, Result
 if TYPE_CHECKING:
     from .roofline import Ceilings
 
+NARROW = 1.25  # times what a ratio shall be at least
 OK, MISS, SHOWN, NOT_THERE = "ok", "MISS", "", "n/a"
 _UNITS = (("us", 1e-6), ("ms", 1e-3))
 _HEAD = ("row", "ours", "time (p20 to p80)", "peer", "time (p20 to p80)", "ratio", "at least", "", "of the roofline")
@@ -72,18 +73,17 @@ def lines(result: Result, ceilings: Ceilings | None = None) -> list[Line]:
     return found
 
 
-def slower(results: Iterable[Result]) -> list[Result]:
-    """The rows of grids that are slower than the peer, or than the grid's median shall be.
+def narrow(results: Iterable[Result]) -> list[Result]:
+    """The rows that miss a target, or meet it with less than a quarter to spare: they are worth a longer look.
 
-    The worst of many rows is told by few bursts, and these may have met a machine that halved its speed for a moment:
-    they are worth a longer look.
+    The bursts of a row are over in seconds, and a machine that is shared may change its pace for as long.
     """
-    return [
-        result
-        for result in results
-        for line in lines(result)
-        if line.ratio is not None and result.case.kind in GRIDS and line.ratio < GRIDS[result.case.kind].median
-    ]
+
+    def near(line: Line) -> bool:
+        wanted = GRIDS[line.case.kind].worst if line.case.kind in GRIDS else line.at_least
+        return line.ratio is not None and wanted is not None and line.ratio < NARROW * wanted
+
+    return [result for result in results if any(map(near, lines(result)))]
 
 
 def grid(kind: str, results: Iterable[Result], ceilings: Ceilings | None = None) -> GridLine:
@@ -260,7 +260,7 @@ def _commit() -> str:
 
 
 def header(plan: Plan | None = None, ceilings: Sequence[str] = (), again: int = 0) -> dict[str, str]:
-    """What the figures belong to; ``again`` rows of grids were looked at longer."""
+    """What the figures belong to; ``again`` rows were looked at longer."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     versions = (f"Python {platform.python_version()}", *map(_version, DISTRIBUTIONS))
     fields = {
@@ -273,5 +273,5 @@ def header(plan: Plan | None = None, ceilings: Sequence[str] = (), again: int = 
     if plan is not None:
         fields["bursts"] = f"{plan.rounds} rounds of {plan.seconds} s, interleaved; medians over bursts"
     if again:
-        fields["bursts"] += f" (shapes slower than the peer at first, measured again: {again}; all bursts count)"
+        fields["bursts"] += f"; {again} rows below {NARROW} times their target measured on, all their bursts count"
     return fields | {f"ceilings {k}": text for k, text in enumerate(ceilings, 1)}

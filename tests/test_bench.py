@@ -368,23 +368,25 @@ def test_an_interrupt_shows_the_rows_before_it(capsys, monkeypatch):
     assert "10.0 us" in capsys.readouterr().out
 
 
-def test_shapes_slower_than_the_peer_get_a_longer_look(capsys, monkeypatch):
+def test_rows_near_their_targets_get_a_longer_look(capsys, monkeypatch):
     asked = []
+    ratios = {"dense-1x64x64": [0.7, 1.1], "dense-8x64x64": [1.1], "adam-1e4": [5.5, 4.8], "adam-200x2k": [13.0]}
 
     def measure(result, columns, workers, plan):
         name = result.case.name
-        peer = 0.7e-3 if name == "dense-1x64x64" and name not in asked else 1.1e-3
-        asked.append(name)
-        for label, seconds in (("dlcore", 1e-3), ("torch", peer)):
+        asked.append((name, plan.rounds))
+        for label, seconds in (("dlcore", 1e-3), ("torch", 1e-3 * ratios[name].pop(0))):
             result.figures.setdefault(label, timing.Figures()).quiet.extend([seconds] * plan.rounds)
 
     monkeypatch.setattr(timing, "measure", measure)
     monkeypatch.setattr(command, "_ceilings", list)
-    assert command.main(["peers", "dense-1x64x64", "dense-8x64x64", "adam-1e4", "--rounds", "8"]) == 0
-    assert asked == ["adam-1e4", "dense-1x64x64", "dense-8x64x64", "dense-1x64x64"]
+    assert command.main(["peers", *ratios, "--rounds", "8"]) == 0
+    first = [("adam-1e4", 8), ("adam-200x2k", 8), ("dense-1x64x64", 4), ("dense-8x64x64", 4)]
+    assert asked == [*first, ("adam-1e4", 16), ("dense-1x64x64", 16)]
     text = capsys.readouterr().out
-    assert "median 1.10x, worst 1.10x" in text  # of 4 bursts at 0.7 and 8 at 1.1
-    assert "slower than the peer at first, measured again: 1; all bursts count" in text
+    assert "median 1.10x, worst 1.10x" in text  # of 4 bursts at 0.7 and 16 at 1.1
+    assert re.search(r"4\.8x +\| 5x +\| MISS", text)
+    assert "2 rows below 1.25 times their target measured on, all their bursts count" in text
 
 
 def test_conditions_name_their_parts():
