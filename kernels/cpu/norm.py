@@ -13,9 +13,10 @@ import math
 from ..native import view, view_double
 from .dense import sum_chunks
 from .steps import chunk_rows
-from .stream import LARGE, stream, streamed
+from .stream import AHEAD, LARGE, fetch, stream, streamed
 
 _SLAB = 64
+_TILE = 128  # columns that are worked at while as many are fetched
 
 
 def repeat(values, count):
@@ -51,7 +52,7 @@ def add_neighbours(values, totals):
         totals[c] = totals.dtype.type((t0 + t1) + (t2 + t3))
 
 
-def batch_norm_moments(scratch, x, shift, offset, squares):
+def batch_norm_moments(scratch, rows, x, shift, offset, squares):
     """Of each channel in a chunk: ``shift + offset`` is its mean, ``squares`` its sum of squared deviations."""
     m, n = x.shape
     channels = shift.size
@@ -60,6 +61,7 @@ def batch_norm_moments(scratch, x, shift, offset, squares):
     spread = view(scratch + n * x.itemsize, n)
     base = view(scratch + 2 * n * x.itemsize, n)
     number = x.dtype.type
+    far = rows * n * x.itemsize > LARGE
     for first in range(0, m, _SLAB):
         count = min(_SLAB, m - first)
         slab = x[first : first + count]
@@ -70,7 +72,7 @@ def batch_norm_moments(scratch, x, shift, offset, squares):
             for c in range(channels):
                 base[c] *= share
             repeat(base, channels)
-        _shifted_sums(slab, base, sums, spread)
+        _shifted_sums(slab, base, sums, spread, far)
         if spatial > 1:
             add_neighbours(sums, sums[:channels])
             add_neighbours(spread, spread[:channels])
@@ -104,24 +106,32 @@ def _average_of_first(x, base):
             base[j] += share * row[j]
 
 
-def _shifted_sums(x, shift, sums, spread):
+def _shifted_sums(x, shift, sums, spread, far):
     """Sums of ``x - shift`` and of its square; four rows at a time, so that the sums are seldom loaded and stored."""
     m, n = x.shape
     sums[:] = 0
     spread[:] = 0
+    tile = _TILE if far else n
     i = 0
     while i + 4 <= m:
-        x0 = x[i]
-        x1 = x[i + 1]
-        x2 = x[i + 2]
-        x3 = x[i + 3]
-        for j in range(n):
-            d0 = x0[j] - shift[j]
-            d1 = x1[j] - shift[j]
-            d2 = x2[j] - shift[j]
-            d3 = x3[j] - shift[j]
-            sums[j] += (d0 + d1) + (d2 + d3)
-            spread[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+        for left in range(0, n, tile):
+            right = min(n, left + tile)
+            if far:
+                fetch(x, i + AHEAD, 4, left, right)
+            x0 = x[i, left:right]
+            x1 = x[i + 1, left:right]
+            x2 = x[i + 2, left:right]
+            x3 = x[i + 3, left:right]
+            base = shift[left:right]
+            total = sums[left:right]
+            squares = spread[left:right]
+            for j in range(total.size):
+                d0 = x0[j] - base[j]
+                d1 = x1[j] - base[j]
+                d2 = x2[j] - base[j]
+                d3 = x3[j] - base[j]
+                total[j] += (d0 + d1) + (d2 + d3)
+                squares[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
         i += 4
     while i < m:
         row = x[i]
@@ -188,6 +198,8 @@ def batch_norm_apply(
     for back in range(last + 1):  # from the last rows, which are still in the cache, to the first
         first = (last - back) * _SLAB
         for i in range(first, min(m, first + _SLAB)):
+            if large:
+                fetch(x, row_on(i, first), 1, 0, n)
             row = x[i]
             out = line if large else y[i]
             for j in range(n):
@@ -196,6 +208,12 @@ def batch_norm_apply(
                 stream(line, y[i])
     if large:
         streamed()
+
+
+def row_on(i, first):
+    """The row AHEAD of row ``i`` in the slab that begins at ``first``, on the way from slab to the slab before it."""
+    row = i + AHEAD
+    return row if row < first + _SLAB else row - 2 * _SLAB
 
 
 def of_columns(values, out):
@@ -253,7 +271,7 @@ def batch_norm_inference(scratch, x, gamma, beta, running_mean, running_var, y, 
             out[j] = (row[j] - centre[j]) * scale[j] + level[j]
 
 
-def batch_norm_sums(scratch, dy, x, mean, rstd, dgamma, dbeta):
+def batch_norm_sums(scratch, rows, dy, x, mean, rstd, dgamma, dbeta):
     """``dbeta = sum dy``, ``dgamma = sum dy xhat`` over a chunk of rows."""
     m, n = x.shape
     channels = mean.size
@@ -266,20 +284,30 @@ def batch_norm_sums(scratch, dy, x, mean, rstd, dgamma, dbeta):
         level = view(scratch + 16 * n, n)
     level[:] = 0
     slope[:] = 0
+    far = rows * n * x.itemsize > LARGE
+    tile = _TILE if far else n
     i = 0
     while i + 4 <= m:
-        x0 = x[i]
-        x1 = x[i + 1]
-        x2 = x[i + 2]
-        x3 = x[i + 3]
-        d0 = dy[i]
-        d1 = dy[i + 1]
-        d2 = dy[i + 2]
-        d3 = dy[i + 3]
-        for j in range(n):
-            level[j] += (d0[j] + d1[j]) + (d2[j] + d3[j])
-            upper = d0[j] * (x0[j] - centre[j]) + d1[j] * (x1[j] - centre[j])
-            slope[j] += upper + (d2[j] * (x2[j] - centre[j]) + d3[j] * (x3[j] - centre[j]))
+        for left in range(0, n, tile):
+            right = min(n, left + tile)
+            if far:
+                fetch(x, i + AHEAD, 4, left, right)
+                fetch(dy, i + AHEAD, 4, left, right)
+            x0 = x[i, left:right]
+            x1 = x[i + 1, left:right]
+            x2 = x[i + 2, left:right]
+            x3 = x[i + 3, left:right]
+            d0 = dy[i, left:right]
+            d1 = dy[i + 1, left:right]
+            d2 = dy[i + 2, left:right]
+            d3 = dy[i + 3, left:right]
+            average = centre[left:right]
+            first = level[left:right]
+            second = slope[left:right]
+            for j in range(first.size):
+                first[j] += (d0[j] + d1[j]) + (d2[j] + d3[j])
+                upper = d0[j] * (x0[j] - average[j]) + d1[j] * (x1[j] - average[j])
+                second[j] += upper + (d2[j] * (x2[j] - average[j]) + d3[j] * (x3[j] - average[j]))
         i += 4
     while i < m:
         row = x[i]
@@ -322,6 +350,9 @@ def batch_norm_gradient(scratch, rows, dy, x, gamma, mean, rstd, dgamma, dbeta, 
     for back in range(last + 1):  # as in batch_norm_apply
         first = (last - back) * _SLAB
         for i in range(first, min(m, first + _SLAB)):
+            if large:
+                fetch(x, row_on(i, first), 1, 0, n)
+                fetch(dy, row_on(i, first), 1, 0, n)
             row = x[i]
             out = line if large else dx[i]
             if in_place:  # twice, or the compiler takes one element at a time: the two might overlap in any way

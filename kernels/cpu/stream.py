@@ -1,9 +1,13 @@
-"""Stores past the cache, for results so large that nobody finds them there again.
+"""Stores past the cache and loads ahead of it, for arrays so large that nobody finds them there again.
 
 An ordinary store first reads the line it writes to, and drives out another: of the 16 MiB that a pass over a batch
 reads, the next pass then finds nothing. A *streaming* store does neither. Where the result would have stayed in the
 cache, it costs time instead: measured on 32 MiB of shared cache, 10 to 25% at 8 MiB a result, a gain of 20 to 40%
 from 16 MiB on.
+
+Of one array that is read from one end to the other, the CPU has too few lines under way: four arrays at once come a
+quarter faster (Zen 4). Asking for each line some KiB before it is read makes up for it, 15 to 20% of batch norm of
+8192 x 512, if not too many are asked for in one go. What is in a cache anyway takes a tenth longer.
 """
 
 from __future__ import annotations
@@ -13,11 +17,23 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ..native import prefetch
 from .machine import intrinsic
 from .microkernel import Emitter
 
-LARGE = 12 << 20  # bytes of a result, of all threads
+LARGE = 12 << 20  # bytes of an array, of all threads
+AHEAD = 4  # rows from that which is worked at to that which is fetched
 _LINE = 64  # bytes of a line of the cache
+
+
+def fetch(array, row, rows, left, right):
+    """Fetch columns ``left`` to ``right`` of ``rows`` rows from ``row`` on into the second cache, if there are."""
+    size = array.itemsize
+    step = array.shape[1] * size
+    for i in range(row, row + rows):
+        start = array.ctypes.data + i * step
+        for line in range(start + left * size, start + right * size, _LINE):
+            prefetch(line)
 
 
 def stream(line, target):
