@@ -13,8 +13,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 from numba.np.arrayobj import make_array, populate_array
+
+intrinsic: Any = _intrinsic  # its type hints count the typing context among the arguments
 
 _I64 = ir.IntType(64)
 _LLVM = {"i": _I64, "d": ir.DoubleType(), "v": ir.VoidType()}

@@ -42,32 +42,16 @@ from . import (
     update,
     weights,
 )
-from .context import (
-    CHUNK,
-    CHUNK_FIRST,
-    CHUNK_LAST,
-    CHUNKS,
-    CONTEXT,
-    CONTROL,
-    FIRST,
-    INDEX,
-    LAST,
-    ROWS,
-    SCRATCH,
-    START,
-    THREAD,
-    THREADS,
-)
+from . import context as layout
 from .machine import VARIANT
 
 WORDS = 40  # of a row; batch_norm_apply takes 38
 SIGNATURE = types.void(types.int64, types.int64)
 _DTYPES = {"i": np.dtype(np.int64), "d": np.dtype(np.float64)}
 _FROM_CONTEXT = {
-    "rows": f"_context[{ROWS}]", "start": f"_context[{START}] + _first", "index": f"_context[{INDEX}]",
-    "thread": f"_context[{THREAD}]", "threads": f"_context[{THREADS}]", "first": "_first",
-    "scratch": f"_context[{SCRATCH}]", "control": f"_context[{CONTROL}]", "context": "context_",
-}  # fmt: skip
+    name: f"_context[{getattr(layout, name.upper())}]"
+    for name in ("rows", "index", "thread", "threads", "scratch", "control")
+} | {"start": f"_context[{layout.START}] + _first", "first": "_first", "context": "context_"}
 
 
 def body_of(op: str) -> Any:
@@ -123,7 +107,7 @@ def _operand_view(op: Op, number: int, word: int, dtype: np.dtype) -> str:
         address += f" + _chunk * {stride}"
         sizes = sizes[1:]
     elif dims[0] == "C":
-        sizes[0] = f"(_context[{CHUNKS}] {there})"
+        sizes[0] = f"(_context[{layout.CHUNKS}] {there})"
     return f"_view_{operand.dtype}{len(sizes)}({address}, {', '.join(sizes)})"
 
 
@@ -155,13 +139,13 @@ def _entry_text(op: Op, body: str, takes: Sequence[str] | None, name: str, dtype
     lines = [
         f"def {name}(row_, context_):",
         f"    _row = _words(row_, {WORDS})",
-        f"    _context = _words(context_, {CONTEXT})",
+        f"    _context = _words(context_, {layout.CONTEXT})",
     ]
     indent = "    "
     if op.division == "rows":
         lines += [
-            f"    _first = _context[{FIRST}]",
-            f"    _m = _context[{LAST}] - _first",
+            f"    _first = _context[{layout.FIRST}]",
+            f"    _m = _context[{layout.LAST}] - _first",
             "    if _m <= 0:",
             "        return",
         ]
@@ -170,14 +154,14 @@ def _entry_text(op: Op, body: str, takes: Sequence[str] | None, name: str, dtype
             raise TypeError(f"the body of {op.name} returns, which would end the loop over its chunks")
         indent = "        "
         lines += [
-            f"    for _chunk in range(_context[{CHUNK_FIRST}], _context[{CHUNK_LAST}]):",
-            f"{indent}_first = _chunk * _context[{CHUNK}]",
-            f"{indent}_m = min(_context[{ROWS}], _first + _context[{CHUNK}]) - _first",
+            f"    for _chunk in range(_context[{layout.CHUNK_FIRST}], _context[{layout.CHUNK_LAST}]):",
+            f"{indent}_first = _chunk * _context[{layout.CHUNK}]",
+            f"{indent}_m = min(_context[{layout.ROWS}], _first + _context[{layout.CHUNK}]) - _first",
         ]
     else:
         if op.division == "one":
-            lines += [f"    if _context[{THREAD}] != 0:", "        return"]
-        lines += ["    _first = 0", f"    _m = _context[{ROWS}]"]
+            lines += [f"    if _context[{layout.THREAD}] != 0:", "        return"]
+        lines += ["    _first = 0", f"    _m = _context[{layout.ROWS}]"]
     values = _values(op, dtype)
     lines += [f"{indent}{p} = {values[source]}" for p, source in zip(parameters, takes or parameters, strict=True)]
     lines += [textwrap.indent(ast.unparse(statement), indent) for statement in statements]

@@ -17,9 +17,8 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic as _intrinsic
 
-intrinsic: Any = _intrinsic  # its type hints count the typing context among the arguments
+from ..native import intrinsic
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 ARM = platform.machine() in ("aarch64", "arm64", "ARM64")

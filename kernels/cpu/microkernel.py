@@ -19,8 +19,7 @@ from numba import types
 from numba.core import cgutils, config
 
 from .. import compile as compiler
-from ..native import emit_prefetch
-from .machine import intrinsic
+from ..native import emit_prefetch, intrinsic
 
 _I64 = ir.IntType(64)
 _I32 = ir.IntType(32)
