@@ -122,9 +122,8 @@ def _peers(options: argparse.Namespace) -> int:
     short = plan._replace(rounds=fewer, seconds=plan.seconds * _GRID_SHARE, limit=plan.limit / 4)
     longer = plan._replace(rounds=2 * plan.rounds, limit=2 * plan.limit)  # for rows near their targets
     results: list[timing.Result] = []
-    narrow: list[timing.Result] = []
     measured: list[Ceilings] = []
-    status = 0
+    again = status = 0
 
     def measure(number: str, result: timing.Result, plan: timing.Plan) -> None:
         print(f"[{number}] {result.case.title}", file=sys.stderr, flush=True)
@@ -137,8 +136,8 @@ def _peers(options: argparse.Namespace) -> int:
                 results.append(timing.Result(case))
                 measure(f"{index}/{len(chosen)}", results[-1], short if case.kind in cases.GRIDS else plan)
             narrow = report.narrow(results)
-            for index, result in enumerate(narrow, 1):
-                measure(f"again {index}/{len(narrow)}", result, longer)
+            for again, result in enumerate(narrow, 1):
+                measure(f"again {again}/{len(narrow)}", result, longer)
     except KeyboardInterrupt:
         print("interrupted; these are the figures so far", file=sys.stderr)
         status = 130
@@ -147,7 +146,7 @@ def _peers(options: argparse.Namespace) -> int:
         from .roofline import describe
 
         described = [describe(each) for each in measured]
-    header = report.header(plan, described, len(narrow))
+    header = report.header(plan, described, again)
     limits = measured[-1] if measured else None
     print(report.markdown(results, header, limits))
     if options.json:

@@ -171,15 +171,15 @@ def test_a_noisy_burst_is_repeated_a_few_times(monkeypatch, bursts, quiet, noisy
     assert found.doubtful == (not quiet)
 
 
-# ----------------------------------------------------------------------------------------------- arithmetic
-
-
 @pytest.mark.usefixtures("_quiet")
 def test_a_row_is_measured_on():
     result, worker = timing.Result(row()), Script(*[EVEN] * 2, *[[3.0]] * 3)
     timing.measure(result, columns("a"), {"fake": worker}, PLAN._replace(rounds=2))
     timing.measure(result, columns("a"), {"fake": worker}, PLAN._replace(rounds=3))
     assert result.figures["a"].quiet == [1.0, 1.0, 3.0, 3.0, 3.0]
+
+
+# ----------------------------------------------------------------------------------------------- arithmetic
 
 
 def test_median_and_percentiles_are_those_of_quiet_bursts():
@@ -366,6 +366,23 @@ def test_an_interrupt_shows_the_rows_before_it(capsys, monkeypatch):
     monkeypatch.setattr(command, "_ceilings", list)
     assert command.main(["peers", "tiny", "digits"]) == 130
     assert "10.0 us" in capsys.readouterr().out
+
+
+def test_an_interrupt_of_the_longer_look_says_how_far_it_came(capsys, monkeypatch):
+    asked = []
+
+    def measure(result, columns, workers, plan):
+        asked.append(result.case.name)
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        for label in ("dlcore", "torch"):
+            result.figures.setdefault(label, timing.Figures()).quiet.append(1e-3)
+
+    monkeypatch.setattr(timing, "measure", measure)
+    monkeypatch.setattr(command, "_ceilings", list)
+    assert command.main(["peers", "adam-1e4", "adam-1e6", "adam-1e7"]) == 130
+    assert asked == ["adam-1e4", "adam-1e6", "adam-1e7", "adam-1e4", "adam-1e6"]
+    assert "; 2 rows below" in capsys.readouterr().out
 
 
 def test_rows_near_their_targets_get_a_longer_look(capsys, monkeypatch):

@@ -318,9 +318,6 @@ def test_two_threads_run_one_instruction(threads, n):
         assert all(np.array_equal(result, right) for result in results)
 
 
-# ---------------------------------------------------------------------------------------------------------- denormals
-
-
 def test_what_is_bound_stays_and_histories_begin_anew():
     x, y = data()
     model = dlcore.Sequential(plain(), device="cpu")
@@ -339,6 +336,9 @@ def test_what_is_bound_stays_and_histories_begin_anew():
     other = x[::-1].copy()
     assert model.evaluate(other, y) != model.evaluate(x, y)
     assert model.evaluate(other, y) == model.evaluate(other.copy(), y.copy())
+
+
+# ---------------------------------------------------------------------------------------------------------- denormals
 
 
 @pytest.mark.parametrize("n", [1, 2])

@@ -1,13 +1,16 @@
 """The order of steps, their barriers, and the optimizer on gradients in the cache: small programs made by hand."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 import dlcore
 from dlcore import layers, optimizers
 from dlcore.kernels import find
+from dlcore.kernels.cpu.entries import body_of
 from dlcore.kernels.cpu.schedule import order, with_barriers
-from dlcore.kernels.cpu.steps import divide_by_columns, fuse_updates, step
+from dlcore.kernels.cpu.steps import STEPS, TAKES_PIECES, divide_by_columns, fuse_updates, step
 from dlcore.kernels.cpu.table import steps_of
 from dlcore.kernels.instructions import CHUNKS, ROWS
 from dlcore.kernels.program import Buffer, Builder
@@ -95,6 +98,12 @@ def test_no_meeting_where_threads_keep_to_themselves(first, second):
 )
 def test_a_meeting_at_every_hazard(first, second):
     assert names(with_barriers([first, second])) == [first.op.name, "barrier", second.op.name, "barrier"]
+
+
+def test_steps_that_take_pieces_are_known():
+    bodies = {name: body_of(name) for name in STEPS if name != "optimizer_begin"}
+    taking = {name for name, body in bodies.items() if "context" in inspect.signature(body).parameters}
+    assert taking == set(TAKES_PIECES)
 
 
 def test_a_region_overlaps_its_buffers():
