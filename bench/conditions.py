@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -19,6 +20,7 @@ from . import peers, report, timing
 from .probes import RECOVERED
 
 _REPEATS = 3
+_PROCESSES = 5  # of the probe that other users of the machine disturb most
 _COLD, _WARM, _RULE = 6.0, 0.7, 0.5  # seconds
 _OVERHEAD = 10e-6
 _SCALING = 1.8
@@ -187,20 +189,32 @@ def _loaded(what: str, judged: bool, quiet: timing.Figures, slow: timing.Figures
 def neighbours() -> Iterator[Outcome]:
     """Our threads and those of torch and OpenBLAS in one process."""
     what = f"steps of 784-256-128-10, b64, after 200 products of torch and of NumPy, until within {RECOVERED}x of quiet"
-    _, answer = _probe("neighbours")
-    if "missing" in answer:
-        yield _missing(what, answer["missing"])
+    answers = [_probe("neighbours")[1] for _ in range(_PROCESSES)]
+    if "missing" in answers[0]:
+        yield _missing(what, answers[0]["missing"])
         return
-    steps, measured = answer["steps"], answer["measured"]
-    good = steps is not None and steps <= _STEPS
-    yield _judge(what, f"more than {measured}" if steps is None else str(steps), f"<= {_STEPS}", good)
-    names = ("quiet", "afterwards", "between")
-    yield Outcome(
-        "a step: before, after, between products of torch", ", ".join(report.duration(answer[n]) for n in names)
-    )
-    names = ("product_before", "product_between", "product_after")
-    figures = ", ".join(report.duration(answer[name]) for name in names)
-    yield Outcome("torch's product 512^3: before, between, after our steps", figures)
+    yield recovery(what, [answer["steps"] for answer in answers], answers[0]["measured"])
+
+    def figures(*names: str) -> str:
+        return ", ".join(report.duration(statistics.median(answer[name] for answer in answers)) for name in names)
+
+    yield Outcome("a step: before, after, between products of torch", figures("quiet", "afterwards", "between"))
+    times = figures("product_before", "product_between", "product_after")
+    yield Outcome("torch's product 512^3: before, between, after our steps", times)
+
+
+def recovery(what: str, steps: Sequence[int | None], measured: int) -> Outcome:
+    """How many steps it took in several processes, None where ``measured`` were not enough; judged by their median.
+
+    A machine whose cores are not its own is at half speed for all steps of a process now and then, whoever runs.
+    """
+
+    def text(count: float) -> str:
+        return f"more than {measured}" if count == math.inf else str(count)
+
+    found = sorted(math.inf if count is None else count for count in steps)
+    middle = statistics.median_low(found)
+    return _judge(what, f"{text(middle)} ({', '.join(map(text, found))})", f"<= {_STEPS}", middle <= _STEPS)
 
 
 def memory() -> Iterator[Outcome]:

@@ -53,6 +53,8 @@ def save(model: Any, path: Any) -> None:
     state = model._state()
     for transient in ("hyper", "uniforms", "tensor_blocks"):
         state.pop(transient, None)
+    if "slots" in state:  # without what an engine keeps behind the last parameter
+        state["slots"] = state["slots"][:, : model._network.program.trained()]
     tensors = {name: np.ascontiguousarray(value) for name, value in state.items() if value.size}
     metadata = {"dlcore": json.dumps(describe(model))}
     write_atomically(pathlib.Path(path), lambda temporary: save_file(tensors, temporary, metadata))
@@ -86,7 +88,11 @@ def load(path: Any, *, device: str = "auto") -> Any:
         found = [metrics.get(name, loss) for name in config["metrics"]]
         model.compile(optimizers.from_config(config["optimizer"]), loss, found)
     assert model._network is not None
-    for buffer in model._network.program.all_buffers():
+    program = model._network.program
+    if program.slots is not None and "slots" in tensors:
+        behind = program.slots.shape[1] - program.trained()
+        tensors["slots"] = np.pad(tensors["slots"], ((0, 0), (0, behind)))
+    for buffer in program.all_buffers():
         if buffer.name in tensors:
             model._engine.write(buffer, tensors[buffer.name])
     return model

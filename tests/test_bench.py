@@ -408,3 +408,16 @@ def test_rows_near_their_targets_get_a_longer_look(capsys, monkeypatch):
 
 def test_conditions_name_their_parts():
     assert set(conditions.PARTS) == {"cold", "overhead", "scaling", "loaded", "neighbours", "memory"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "figure", "verdict"),
+    [
+        ([3, None, 0, 5, 100], "5 (0, 3, 5, 100, more than 300)", report.OK),
+        ([None, 7, None], "more than 300 (7, more than 300, more than 300)", report.MISS),
+        ([101, 0, 150], "101 (0, 101, 150)", report.MISS),
+    ],
+)
+def test_recovery_is_judged_by_the_median_of_the_processes(steps, figure, verdict):
+    outcome = conditions.recovery("steps", steps, 300)
+    assert (outcome.figure, outcome.verdict) == (figure, verdict)

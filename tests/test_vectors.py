@@ -58,6 +58,23 @@ def check_products(dtype, protect):
             assert_close(f"{name} of {m, k, n}", got, exact, left @ right + bias, factor=3.0, terms=4.0)
 
 
+def check_norms(dtype, protect):
+    """The global norm, and that of a sharpness-aware step, of vectors of any length; squares are beyond float32."""
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 15, 16, 17, 63, 64, 65, 130, 1000, 16384, 16385, 40001):
+        g, w = (protect((scale * rng.standard_normal(n)).astype(dtype)) for scale in (1e25, 1.0))
+        wide = g.astype(np.float64)
+        uniforms = np.ones(8, dtype)
+        eager.execute("clip_by_global_norm", [g, np.array([0.5]), uniforms])
+        np.testing.assert_allclose(uniforms[0], 0.5 / np.linalg.norm(wide), rtol=4 * np.finfo(dtype).eps)
+        before, kept = w.astype(np.float64), protect(np.full(n, np.nan, dtype))
+        eager.execute("ascend", [w, g, np.ones(8, dtype), kept], None, (0.5, 0.25, 1.0))
+        factor = np.abs(before) + 0.25
+        step = 0.5 * factor**2 * wide / np.linalg.norm(factor * wide)
+        np.testing.assert_allclose(w, before + step, rtol=8 * np.finfo(dtype).eps, atol=4 * np.finfo(dtype).eps)
+        np.testing.assert_array_equal(kept, before)
+
+
 def check_training(dtype):
     rng = np.random.default_rng(1)
     y = rng.integers(0, 3, 150)
@@ -78,6 +95,7 @@ def main(width, path):
     outputs = {}
     for dtype in (np.float32, np.float64):
         check_products(dtype, guarded)
+        check_norms(dtype, guarded)
         outputs[np.dtype(dtype).name] = check_training(dtype)
     np.savez(path, **outputs)
 
@@ -86,6 +104,12 @@ def main(width, path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_products_stay_within_their_arrays(dtype):
     check_products(dtype, guarded)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pages are protected with mprotect")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_norms_of_any_length_stay_within_their_arrays(dtype):
+    check_norms(dtype, guarded)
 
 
 # AVX2 without AVX-512, and the first x86-64: SSE2, whose loads cannot be masked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from .rowsums import scaled_square_sum
 from .steps import NORM_BLOCK
 from .update import square_sum
 
@@ -18,11 +19,9 @@ def ascent_squares(thread, threads, w, g, squares, eta, adaptive):
     for b in range(count * thread // threads, count * (thread + 1) // threads):
         first, last = b * NORM_BLOCK, min(g.size, (b + 1) * NORM_BLOCK)
         if adaptive != 0:
-            total = 0.0
-            for i in range(first, last):
-                term = (abs(float(w[i])) + eta) * float(g[i])
-                total += term * term
-            squares[b] = total
+            start = first * g.itemsize
+            arrays = g.ctypes.data + start, w.ctypes.data + start
+            squares[b] = scaled_square_sum(arrays, (g.dtype.type(eta),), last - first)[0]
         else:
             squares[b] = square_sum(g[first:last])
 

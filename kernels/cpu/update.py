@@ -12,6 +12,7 @@ import math
 from ..native import call_update
 from ..program import ALIGNMENT
 from .context import take_piece
+from .rowsums import wide_square_sum
 from .steps import NORM_BLOCK
 
 PIECE = 4 * NORM_BLOCK  # elements of an update that a thread takes at once: smaller ones cost time between pages
@@ -25,21 +26,8 @@ def sum_of_squares(thread, threads, g, squares):
 
 
 def square_sum(block):
-    s0 = 0.0
-    s1 = 0.0
-    s2 = 0.0
-    s3 = 0.0
-    i = 0
-    while i + 4 <= block.size:
-        s0 += float(block[i]) * float(block[i])
-        s1 += float(block[i + 1]) * float(block[i + 1])
-        s2 += float(block[i + 2]) * float(block[i + 2])
-        s3 += float(block[i + 3]) * float(block[i + 3])
-        i += 4
-    while i < block.size:
-        s0 += float(block[i]) * float(block[i])
-        i += 1
-    return (s0 + s1) + (s2 + s3)
+    """The sum of the squares, taken in float64."""
+    return wide_square_sum((block.ctypes.data,), (block.dtype.type(0),), block.size)[0]
 
 
 def clip(squares, hyper, uniforms):
