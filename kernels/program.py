@@ -18,6 +18,10 @@ import numpy as np
 from .instructions import ROWS, Instruction
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+# Bytes. A CPU takes a load for one of what was just stored if their places in a page agree (the last 12 bits of the
+# addresses), and waits for the store: vectors that are read and written together lie well apart in their pages, or
+# alike.
+PAGE = 1 << 12
 
 # Regions, in the order they lie in the arena. Those before "work" outlive a change of the batch size.
 REGIONS = ("state", "parameter", "gradient", "slot", "work")
@@ -114,20 +118,18 @@ def padded(elements: int, dtype: np.dtype) -> int:
     return -(-elements // unit) * unit
 
 
-_ALIASES = 1 << 12  # bytes from an address to the next that a CPU may take for it
-_NEAR = 384
+_NEAR = 384  # bytes
 
 
 def apart(elements: int, dtype: np.dtype, count: int) -> int:
     """``elements``, or some cache lines more, for each of ``count`` vectors that lie one behind the other.
 
-    A CPU takes a load for one of what was just stored if the last 12 bits of their addresses agree, and waits. With the
-    four vectors of Adam 64 bytes apart in their pages a step took 1.8 times as long; from 384 bytes on, or where they
-    begin alike, it loses nothing (Zen 4).
+    With the four vectors of Adam 64 bytes apart in their pages a step took 1.8 times as long, for loads are taken for
+    stores (see PAGE); from 384 bytes on, or where they begin alike, it loses nothing (Zen 4).
     """
     size = padded(elements, dtype)
     distances = [k * dtype.itemsize for k in range(1 - count, count)]
-    while any(0 < size * distance % _ALIASES < _NEAR for distance in distances):
+    while any(0 < size * distance % PAGE < _NEAR for distance in distances):
         size += ALIGNMENT // dtype.itemsize
     return size
 

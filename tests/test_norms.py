@@ -9,7 +9,9 @@ from tolerance import GRADIENT, assert_close, both, wider
 
 import dlcore
 from dlcore import kernels, layers
-from dlcore.kernels.cpu import eager
+from dlcore.kernels.cpu import eager, interpreter
+from dlcore.kernels.cpu.norm import beside
+from dlcore.kernels.program import PAGE
 
 if os.environ.get("DLCORE_REQUIRE_TORCH"):
     import torch
@@ -261,6 +263,51 @@ def test_models_at_once_have_the_bits_of_one_after_the_other(kind):
                 model.fit(x, y, batch_size=32, epochs=2, verbose=0)
         results.append([w.tobytes() for model in models for w in model.get_weights()])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("row", [4096, 8192, 2048, 6144, 1024, 3 * 1024])
+def test_sums_begin_away_from_rows_in_their_pages(row):
+    """Rows begin at as many places of a page as ``row`` has them; what is kept beside them is not near one."""
+    for first in range(0, 4096, 16):
+        scratch = beside(1 << 20, first, first, row)
+        assert 0 <= scratch - (1 << 20) < PAGE
+        assert scratch % 64 == 0
+        places = {(first + k * row) % PAGE for k in range(8)}
+        nearest = min(min((scratch - p) % PAGE, (p - scratch) % PAGE) for p in places)
+        assert nearest >= min(row & -row, PAGE) // 2 - 128
+
+
+def test_sums_begin_away_from_rows_of_two_arrays():
+    for first in range(0, 4096, 16):
+        scratch = beside(1 << 20, first, first + 1024, 4096)
+        nearest = min(min((scratch - p) % PAGE, (p - scratch) % PAGE) for p in (first, first + 1024))
+        assert nearest >= 1536 - 128
+
+
+def test_sums_stay_where_rows_begin_all_over_the_page():
+    assert beside(1 << 20, 16, 32, 4 * 300) == 1 << 20
+
+
+@pytest.mark.parametrize("shift", range(0, 4096, 256))
+def test_sums_stay_in_their_memory_wherever_it_begins(shift, monkeypatch):
+    fence = []
+
+    def aligned(nbytes):
+        memory = interpreter_aligned(nbytes + 2 * PAGE)[shift:]
+        memory[nbytes:] = 171
+        fence.append(memory[nbytes:])
+        return memory[:nbytes]
+
+    interpreter_aligned = interpreter.aligned
+    monkeypatch.setattr(interpreter, "aligned", aligned)
+    monkeypatch.setattr(eager, "_local", eager._Prepared())
+    x, dy, gamma, beta, _, _ = arrays(np.float64, (9, 256, 4))
+    y, mean, rstd = kernels.batch_norm_forward(x, gamma, beta, np.zeros(256), np.ones(256))
+    dx, _, _ = kernels.batch_norm_backward(dy, x, gamma, mean, rstd)
+    assert np.isfinite(y).all()
+    assert np.isfinite(dx).all()
+    assert len(fence) == 2
+    assert all((after == 171).all() for after in fence)
 
 
 LAYER_ERRORS = {

@@ -5,9 +5,9 @@ import pytest
 
 import dlcore
 from dlcore import layers
-from dlcore.kernels.program import ALIGNMENT, apart, padded
+from dlcore.kernels.program import ALIGNMENT, PAGE, apart, padded
 
-PAGE, NEAR = 4096, 384
+NEAR = 384
 
 
 def distances(starts):

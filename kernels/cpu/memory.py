@@ -8,9 +8,8 @@ the references to its memory are our own alone. (Telling by ``__del__`` of somet
 every call, 4 where data has driven Python out of the cache.) Of several such blocks the one that was given out last is
 taken: what was written last is the likeliest to be in the cache.
 
-Blocks begin at a page. A CPU takes a load for one of what was just stored if the last 12 bits of their addresses agree,
-and waits. Large arrays of NumPy begin 16 bytes behind a page: results that begin 64 bytes behind one make every load of
-the next input wait for the store before it (batch norm of 256 x 1024: 8%).
+Blocks begin at a page. Large arrays of NumPy begin 16 bytes behind one: where results begin 64 bytes behind one, every
+load of an input is taken for one of what was just stored (see PAGE), which cost batch norm of 256 x 1024 8%.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from ..program import PAGE
+
 # Bytes below which the C library does as well. Blocks of 1 MiB, too, it may give back with every call, by what else
 # was allocated before: batch norm of 256 x 1024, forward and backward, took 0.15 ms in most processes and 1.1 in some.
 SMALL = 1 << 18
 KEPT, MOST = 1 << 28, 32  # bytes of blocks, and their number; those given out longest ago are forgotten beyond
-PAGE = 1 << 12
 _FEW = SMALL // 16  # elements that are small in any dtype
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..instructions import CHUNKS, ROWS, Instruction
+from ..program import PAGE
 from . import dropout, entries, factors, gemm
 from .entries import WORDS
 from .interpreter import aligned
@@ -111,7 +112,7 @@ def scratch_bytes(step: Instruction) -> int:
     if "norm" not in step.op.name:
         return dropout.SCRATCH
     columns = max(operand.shape[-1] for operand in step.operands if operand is not None)
-    return 5 * 8 * int(columns)
+    return 5 * 8 * int(columns) + PAGE  # see norm.beside
 
 
 # What one thread does in a second, for choosing the number of threads: measured on one machine, good to a factor of 2.
