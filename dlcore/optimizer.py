@@ -195,6 +195,13 @@ class Optimizer:
         return self.clipped, checked, self.gradient_accumulation_steps or 1, self.sharpness
 
     @property
+    def settings(self) -> tuple[Any, ...]:
+        """Equal as long as rule, surroundings and values are; quicker to compare than to make those again."""
+        schedule = self.schedule
+        changing = () if schedule is None else (*vars(schedule).values(), *schedule.values.values())
+        return *vars(self).values(), *self.values.values(), *changing
+
+    @property
     def clipped(self) -> str:
         """``"global"`` or ``"tensor"`` where gradients are scaled to a norm, else empty."""
         return "global" if self.global_clipnorm is not None else "" if self.clipnorm is None else "tensor"

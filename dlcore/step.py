@@ -27,8 +27,9 @@ class Step:
 
         self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
         self.rule, self.surroundings = self.optimizer.rule, self.optimizer.surroundings
-        self.hyper = self.engine.array(model._network.hyper)
-        self.x_dtype, self.y_shape, self.y_dtype = x.dtype, y.shape, y.dtype
+        self.settings: tuple[Any, ...] = ()
+        self.hyper, self.values = self.engine.array(model._network.hyper), b""
+        self.y_shape = y.shape
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
         self.limits = limits(model._plan.loss, data.targets, model._outputs())
@@ -60,23 +61,35 @@ class Step:
             type(x) is not np.ndarray
             or type(y) is not np.ndarray
             or y.shape != self.y_shape
-            or x.dtype != self.x_dtype
-            or y.dtype != self.y_dtype
-            or not x.flags.c_contiguous
-            or not y.flags.c_contiguous
             or self.engine.memory is not self.memory
-            or self.optimizer.rule is not self.rule
-            or self.optimizer.surroundings != self.surroundings
+            or not self._same_optimizer()
         ):
             return None
         if self.matrix is not None:
             x = x.reshape(self.matrix)
         if self.target is not None:
             y = y.reshape(self.target)
-        if self.limits is not None and not self.within(y, *self.limits):
+        try:
+            if self.limits is not None and not self.within(y, *self.limits):
+                return None
+        except TypeError:  # there is no such function of arrays of another dtype, or with strides
             return None
-        self.hyper[:] = self.optimizer.hyper()
         with self.engine.lock:
             if not self.run(x, y):
                 return None
             return [history.item() for history in self.histories]
+
+    def _same_optimizer(self) -> bool:
+        """Whether the program is the optimizer's as it is now; its values are handed over where they are others.
+
+        A step of a large network leaves the caches without any of Python, and a microsecond of it then takes ten: what
+        is made from the optimizer is compared, not made again.
+        """
+        settings = self.optimizer.settings
+        if settings != self.settings:
+            if self.optimizer.rule is not self.rule or self.optimizer.surroundings != self.surroundings:
+                return False
+            self.settings, self.values = settings, self.optimizer.hyper().tobytes()
+        if self.hyper.tobytes() != self.values:  # somebody else may have written there
+            self.hyper[:] = np.frombuffer(self.values)
+        return True

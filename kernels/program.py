@@ -254,7 +254,8 @@ class Builder:
     def whole(self, slots: int) -> tuple[Buffer, Buffer, Buffer]:
         """All parameters, all gradients and all optimizer state, each as one array; after the last parameter.
 
-        Behind the last parameter they may be longer (see :func:`apart`); what is there is 0 and stays so.
+        Behind the last parameter they may be longer (see :func:`apart`); only the optimizer sees what is there, with
+        gradients of 0.
         """
         program = self.program
         size = apart(program.trained(), self.dtype, 2 + slots)

@@ -1,11 +1,12 @@
 """Every step whose body needs no addresses runs as plain Python, and agrees with its compiled entry."""
 
+import ctypes
 import inspect
 
 import numpy as np
 import pytest
 
-from dlcore.kernels.cpu import dropout, entries, factors, norm, prepared, steps
+from dlcore.kernels.cpu import dropout, entries, factors, norm, prepared, sharpness, steps, update
 from dlcore.kernels.program import Buffer, factors_of
 
 ROW_COUNT = 37  # 3 chunks
@@ -132,6 +133,22 @@ def test_a_body_is_plain_python(monkeypatch, name, full, dtype):
     for module in (norm, factors):
         monkeypatch.setattr(module, "view_double", lambda address, n: np.zeros(n))
     monkeypatch.setattr(dropout, "view_bits", lambda address, n: np.zeros(n, np.uint32))
+
+    def values_at(address, n):
+        return np.frombuffer((ctypes.c_char * (n * np.dtype(dtype).itemsize)).from_address(address), dtype, n).astype(
+            float
+        )
+
+    def square_sum(addresses, zero, n):
+        return ((values_at(addresses[0], n) ** 2).sum(),)
+
+    def scaled_square_sum(addresses, scalars, n):
+        g, w = (values_at(address, n) for address in addresses)
+        return ((((np.abs(w) + scalars[0]) * g) ** 2).sum(),)
+
+    # what sums with vector instructions
+    monkeypatch.setattr(update, "wide_square_sum", square_sum)
+    monkeypatch.setattr(sharpness, "scaled_square_sum", scaled_square_sum)
     run_plainly(op, plainly, scalars, dtype)
     for spec, was, a, b in zip(op.operands, before, plainly, compiled, strict=True):
         if a is not None:

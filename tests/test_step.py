@@ -154,6 +154,51 @@ def test_the_optimizer_may_change_between_steps(rng):
     assert not short._steps
 
 
+def test_too_many_targets_after_good_ones(rng):
+    """Of one axis, where the model has two: they would be given another shape first."""
+    x, _ = data(rng, BATCH)
+    model = network("binary_crossentropy", 1, "sigmoid")
+    model.train_on_batch(x, np.ones(BATCH, np.float32))
+    assert model._steps[x.shape].target == (BATCH, 1)
+    with pytest.raises(ValueError, match=r"y has shape \(9,\); expected 8 samples, as many as x has"):
+        model.train_on_batch(x, np.ones(BATCH + 1, np.float32))
+
+
+def test_values_that_are_changed_in_place_are_seen(rng):
+    """Of the optimizer, of its schedule, and those that fit hands over in between."""
+    x, y = data(rng, BATCH)
+    rate = dlcore.schedules.LearningRateSchedule("inverse_time", 0.1, decay=0.5)
+    short, long = (network(learning_rate=rate) for _ in range(2))
+
+    def use():
+        short.train_on_batch(x, y)
+        long.fit(x, y, BATCH, shuffle=False, verbose=0)
+
+    def fit():
+        for model in (short, long):
+            model.fit(x, y, BATCH, shuffle=False, verbose=0)
+
+    use()
+    use()
+    for model in (short, long):
+        model.optimizer.values["beta_1"] = 0.5
+    use()
+    rate.values["decay"] = 3.0  # of both
+    use()
+    for model in (short, long):
+        model.optimizer.learning_rate = 0.02
+    use()
+    for model in (short, long):
+        model.optimizer.learning_rate = 0.7
+    fit()
+    for model in (short, long):
+        model.optimizer.learning_rate = 0.02  # as train_on_batch last saw it
+    use()
+    assert len(short._steps) == 1
+    for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_larger_mini_batch_moves_the_memory(rng):
     x, y = data(rng, 1000)
     model, other = network(), network()
