@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from bench import __main__ as command
-from bench import cases, conditions, peers, probes, report, roofline, timing, worker
+from bench import cases, peers, report, roofline, timing, worker
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -282,11 +282,6 @@ def test_durations_have_three_digits(seconds, text):
     assert report.duration(seconds) == text
 
 
-def test_steps_until_the_pace_is_back():
-    assert probes.steps_until([9.0] * 7 + [1.0] * 20, 1.1) == 3  # then five of ten are back and the median with them
-    assert probes.steps_until([9.0] * 20, 1.1) is None
-
-
 # ----------------------------------------------------------------------------------------- rows and commands
 
 
@@ -404,20 +399,3 @@ def test_rows_near_their_targets_get_a_longer_look(capsys, monkeypatch):
     assert "median 1.10x, worst 1.10x" in text  # of 4 bursts at 0.7 and 16 at 1.1
     assert re.search(r"4\.8x +\| 5x +\| MISS", text)
     assert "2 rows below 1.25 times their target measured on, all their bursts count" in text
-
-
-def test_conditions_name_their_parts():
-    assert set(conditions.PARTS) == {"cold", "overhead", "scaling", "loaded", "neighbours", "memory"}
-
-
-@pytest.mark.parametrize(
-    ("steps", "figure", "verdict"),
-    [
-        ([3, None, 0, 5, 100], "5 (0, 3, 5, 100, more than 300)", report.OK),
-        ([None, 7, None], "more than 300 (7, more than 300, more than 300)", report.MISS),
-        ([101, 0, 150], "101 (0, 101, 150)", report.MISS),
-    ],
-)
-def test_recovery_is_judged_by_the_median_of_the_processes(steps, figure, verdict):
-    outcome = conditions.recovery("steps", steps, 300)
-    assert (outcome.figure, outcome.verdict) == (figure, verdict)

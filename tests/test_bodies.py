@@ -135,9 +135,8 @@ def test_a_body_is_plain_python(monkeypatch, name, full, dtype):
     monkeypatch.setattr(dropout, "view_bits", lambda address, n: np.zeros(n, np.uint32))
 
     def values_at(address, n):
-        return np.frombuffer((ctypes.c_char * (n * np.dtype(dtype).itemsize)).from_address(address), dtype, n).astype(
-            float
-        )
+        memory = (ctypes.c_char * (n * np.dtype(dtype).itemsize)).from_address(address)
+        return np.frombuffer(memory, dtype).astype(float)
 
     def square_sum(addresses, zero, n):
         return ((values_at(addresses[0], n) ** 2).sum(),)
