@@ -23,8 +23,6 @@ class Step:
     """
 
     def __init__(self, model: Any, x: np.ndarray, y: np.ndarray, data: Any) -> None:
-        from .kernels.cpu.checks import within
-
         self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
         self.rule, self.surroundings = self.optimizer.rule, self.optimizer.surroundings
         self.settings: tuple[Any, ...] = ()
@@ -32,13 +30,13 @@ class Step:
         self.y_shape = y.shape
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
-        self.limits = limits(model._plan.loss, data.targets, model._outputs())
-        self.within: Any = within(data.targets.dtype, data.targets.ndim) if self.limits is not None else None
+        bounds = limits(model._plan.loss, data.targets, model._outputs())
+        ranges = {} if bounds is None else {"targets": bounds}
         names = model._network.histories
-        self.histories = [np.zeros(1) for _ in names]
-        histories = {f"history_{name}": array for name, array in zip(names, self.histories, strict=True)}
+        self.histories = np.zeros(len(names))
+        histories = {f"history_{name}": self.histories[k : k + 1] for k, name in enumerate(names)}
         order = np.arange(len(data.samples))
-        self.run = self.engine.prepare("train", len(data.samples), ("samples", "targets"), order=order, **histories)
+        self.run = self.engine.prepare("train", len(order), ("samples", "targets"), ranges, order=order, **histories)
 
     @staticmethod
     def suits(x: Any, y: Any, data: Any, loss: Any) -> bool:
@@ -69,15 +67,8 @@ class Step:
             x = x.reshape(self.matrix)
         if self.target is not None:
             y = y.reshape(self.target)
-        try:
-            if self.limits is not None and not self.within(y, *self.limits):
-                return None
-        except TypeError:  # there is no such function of arrays of another dtype, or with strides
-            return None
         with self.engine.lock:
-            if not self.run(x, y):
-                return None
-            return [history.item() for history in self.histories]
+            return self.histories.tolist() if self.run(x, y) else None
 
     def _same_optimizer(self) -> bool:
         """Whether the program is the optimizer's as it is now; its values are handed over where they are others.

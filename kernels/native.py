@@ -80,6 +80,7 @@ def _call(result: str, parameters: str) -> Any:
 
 
 call_entry = _call("v", "ii")  # an instruction: (row, context)
+call_launch = _call("v", "iiii")  # a job for several threads: (control, entry, argument, threads); see cpu/threads.py
 call_value = _call("v", "iii")  # activation value: (z, y, n)
 call_slope = _call("v", "iiiii")  # activation derivative: (dy, z, y, dz, n)
 call_loss = _call("d", "iiiid")  # loss: (p, y, d, n, scale) -> sum

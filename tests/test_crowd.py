@@ -14,6 +14,7 @@ class Machine:
 
     def __init__(self):
         self.now = self.idle = 0.0
+        self.looks = 0
 
     def job(self, found, asked, seconds, share, ours, free):
         """Run a job; its calling thread has ``share`` of a core, the process ``ours``, and others leave ``free``."""
@@ -22,6 +23,7 @@ class Machine:
         self.now += seconds
         self.idle += max(0, free - granted) * seconds
         if due:
+            self.looks += 1
             found.count(granted, seconds, share * seconds, ours * seconds)
         return granted
 
@@ -47,11 +49,20 @@ def test_a_quiet_machine_gives_what_is_asked_for(machine):
 
 
 def test_the_clocks_are_read_now_and_then(machine):
-    found, counted = crowd.Crowd(), []
-    for _ in range(1000):
-        counted.append(found.due())
-        machine.now += 20e-6
-    assert 90 <= sum(counted) <= 110  # one in ten
+    """A glance now and then; closely, for a window, from a job on that was kept off its core."""
+    found = crowd.Crowd()
+
+    def looked_at(jobs, share):
+        before = machine.looks
+        for _ in range(jobs):
+            machine.job(found, 4, 20e-6, share, 4.0, 4)
+        return machine.looks - before
+
+    assert 18 <= looked_at(5000, 0.8) <= 22  # one in 250
+    assert looked_at(500, 0.7) > 20  # a window, once there was a glance
+    assert 900 <= looked_at(10000, 1.0) <= 1000  # one in ten, until it is full
+    looked_at(50000, 1.0)
+    assert 18 <= looked_at(5000, 1.0) <= 22
 
 
 def test_an_interruption_of_ten_milliseconds_is_no_crowd(machine):

@@ -13,7 +13,8 @@ import pytest
 
 import dlcore
 from dlcore import kernels, layers, optimizers
-from dlcore.kernels.cpu import eager, engine, prepared, table
+from dlcore.kernels.cpu import eager, table
+from dlcore.kernels.cpu.threads import pool
 
 ROOT = pathlib.Path(__file__).parent.parent
 LOSS = "sparse_categorical_crossentropy"
@@ -84,17 +85,17 @@ def threads(monkeypatch):
     def force(n):
         taken = set()
 
-        def run(entry, argument, threads):
-            taken.add(threads)
-            original(entry, argument, threads)
+        def enter(asked):
+            granted = original(asked)
+            taken.add(granted)
+            return granted
 
-        monkeypatch.setattr(engine, "run", run)
-        monkeypatch.setattr(prepared, "run", run)
+        monkeypatch.setattr(pool, "__enter__", enter)
         monkeypatch.setattr(table, "_SECONDS_PER_THREAD", 1e-30)
         monkeypatch.setattr("dlcore.kernels.cpu.threads._num_threads", n)
         return taken
 
-    original = engine.run
+    original = pool.__enter__
     return force
 
 
@@ -158,7 +159,7 @@ def test_every_index_is_checked_where_that_is_asked_for(tmp_path):
         for name in ("normed", "clipped"):
             *result, model = train(name)
             np.savez({str(tmp_path)!r} + f"/{{name}}.npz", *model.get_weights())
-        assert engine.checking()
+        assert eager.checking()
         model = network("normed")[0]
         dlcore.fit_many([model, network("normed")[0]], x, y)
         out = np.zeros((1, 33), np.float32)
@@ -202,6 +203,35 @@ def test_a_forked_child_trains_as_its_parent_did():
     """
     )
     assert out.split() == ["7", "0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_goes_on_with_the_steps_of_its_parent():
+    out = python(
+        FORCE
+        + """
+    import os
+    def begin():
+        dlcore.set_seed(3)
+        model, (x, y), _ = network("normed")
+        def go_on():
+            return [model.train_on_batch(x, y) for _ in range(3)]
+        go_on()
+        (step,) = model._steps.values()
+        assert [*step.run._tables] == [2]  # of two threads
+        return go_on
+    expected = begin()()
+    go_on = begin()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(7 if go_on() == expected else 1)
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    """
+    )
+    assert out.split() == ["7"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")

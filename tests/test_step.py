@@ -93,6 +93,15 @@ def test_bad_data_after_good(rng, change, message):
         np.testing.assert_array_equal(a, b)
 
 
+def test_bad_labels_after_good_ones_where_they_are_gathered(rng):
+    x, y = data(rng, BATCH)
+    model = network()
+    model.compile(dlcore.optimizers.SAM("adam"), "sparse_categorical_crossentropy")
+    model.train_on_batch(x, y)
+    with pytest.raises(ValueError, match="classes are 0 to 3"):
+        model.train_on_batch(x, y + CLASSES)
+
+
 def test_probabilities_outside_of_0_to_1_after_good_ones(rng):
     x = rng.standard_normal((BATCH, FEATURES)).astype(np.float32)
     y = rng.random((BATCH, 1)).astype(np.float32)

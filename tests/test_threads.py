@@ -229,6 +229,32 @@ def test_an_exception_of_a_worker_reaches_the_caller(monkeypatch):
     assert not any(worker.is_alive() for worker in pool.workers)
 
 
+def test_an_exception_of_a_worker_reaches_who_launches_natively():
+    calls(2)
+    with pytest.raises(MemoryError, match="in the worker"), threads.pool(2, meet=False):
+        threads._pool.error = MemoryError("in the worker")  # as work() leaves it behind
+    with threads.pool(2, meet=False):
+        pass
+    assert calls(2) == [1, 1]
+
+
+def test_who_gets_no_threads_gives_the_pool_back(monkeypatch):
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    calls(2)  # compiled
+    pool = threads._Pool()
+    monkeypatch.setattr(threads, "_pool", pool)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"), threads.pool(2):
+            pass
+    with Holding():  # another thread can have it now
+        pass
+    assert calls(2) == [1, 1]
+    pool.close()
+
+
 def test_an_interrupt_leaves_the_pool_usable():
     block = meeting(20, 2)
     for _ in range(10):

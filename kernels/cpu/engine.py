@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -161,11 +161,14 @@ class Engine:
         workspace.describe(plan, steps, batch, samples, first, threads)
         return workspace
 
-    def prepare(self, name: str, batch: int, given: Sequence[str], **arrays: np.ndarray) -> Prepared:
+    def prepare(
+        self, name: str, batch: int, given: Sequence[str], ranges: Mapping[str, tuple[int, int]], **arrays: np.ndarray
+    ) -> Prepared:
         """List ``name`` for one mini-batch of ``batch`` rows, to be called with the arrays of the externs ``given``.
 
         Those hold the rows of the mini-batch in their order, and stand where the list would gather them. The other
-        externs are bound to ``arrays``. It is valid as long as :attr:`memory` stays what it is.
+        externs are bound to ``arrays``. What is given for a name in ``ranges`` must lie in that range, with both ends,
+        or a call does nothing. It is valid as long as :attr:`memory` stays what it is.
         """
         for extern, array in arrays.items():
             self.program.check_binding(extern, array)
@@ -180,7 +183,8 @@ class Engine:
                 known.pop(rows)
             operands.append(source if rows is None else rows)
         shapes = [(batch, *operand.shape[1:]) for operand in operands]
-        return Prepared(steps, operands, batch, known.get, shapes)
+        bounded = {operand: ranges[extern] for extern, operand in zip(given, operands, strict=True) if extern in ranges}
+        return Prepared(steps, operands, batch, known.get, shapes, ranges=bounded)
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.

@@ -123,38 +123,57 @@ class Workspace:
 
 
 _LAUNCH = """
-def launch(entry, job, addresses_, places_, count, sizes_, {names}):
-    sizes = words(sizes_, {axes})
+def launch(control, entry, job, threads, addresses_, places_, count, sizes_, {names}):
+    sizes = words(sizes_, {sizes})
     if {misfit}:
         return False
+{ranges}
     addresses = words(addresses_, {arrays})
 {stores}
     places = words(places_, 2 * count)
     for p in range(count):
         words(places[2 * p], 1)[0] = addresses[places[2 * p + 1]]
-    if entry != 0:
-        call(entry, job, 0)
+    start(control, entry, job, threads)
     return True
+"""
+
+_RANGE = """
+    low, high = sizes[{place}], sizes[{place} + 1]
+    wrong = 0
+    for value in {name}.flat:
+        if not (value >= low and value <= high):
+            wrong += 1
+    if wrong != 0:
+        return False
 """
 
 
 @functools.cache
-def launcher(kinds: tuple[tuple[np.dtype, int, bool], ...]) -> Any:
-    """A native function that writes the addresses of arrays of these dtypes and axes where a table wants them.
+def launcher(kinds: tuple[tuple[np.dtype, int, bool, bool], ...]) -> Any:
+    """A native function that writes the addresses of arrays where a table wants them, and runs the job.
 
-    ``launch(entry, job, addresses, places, count, sizes, *arrays)``: each of ``count`` places is the address of a word
-    and the number of the array whose address it takes. Then it calls ``entry(job, 0)``, unless that is 0. If the arrays
-    do not have the ``sizes``, all axes in a row, it does nothing and says False; for another dtype or number of axes,
-    strides, or a read-only array where a kind is to be written (its third part), there is a TypeError. Python alone
-    would need a microsecond for each array.
+    ``launch(control, entry, job, threads, addresses, places, count, sizes, *arrays)``: each of ``count`` places is the
+    address of a word and the number of the array whose address it takes. Then it is
+    :func:`~dlcore.kernels.cpu.threads.start`. A kind says an array's dtype, number of axes, whether it is written, and
+    whether its elements must lie in a range. It does nothing and says False if the arrays do not have the ``sizes``,
+    which begin with all axes in a row, or an element does not lie between the two ends that follow for each array with
+    a range; NaN does not. For another dtype or number of axes, strides, or a read-only array that is to be written,
+    there is a TypeError. Python alone would need a microsecond for each array.
     """
     names = [f"a{k}" for k in range(len(kinds))]
     stores = "\n".join(f"    addresses[{k}] = {name}.ctypes.data" for k, name in enumerate(names))
-    extents = [f"{name}.shape[{axis}]" for name, (_, axes, _) in zip(names, kinds, strict=True) for axis in range(axes)]
+    extents = [f"{names[k]}.shape[{axis}]" for k, (_, axes, *_) in enumerate(kinds) for axis in range(axes)]
     misfit = " or ".join(f"{extent} != sizes[{k}]" for k, extent in enumerate(extents))
+    bounded = [names[k] for k, (*_, ranged) in enumerate(kinds) if ranged]
+    ranges = "".join(_RANGE.format(name=name, place=len(extents) + 2 * k) for k, name in enumerate(bounded))
     text = _LAUNCH.format(
-        names=", ".join(names), arrays=len(names), stores=stores, axes=len(extents), misfit=misfit or "False"
+        names=", ".join(names),
+        arrays=len(names),
+        stores=stores,
+        sizes=len(extents) + 2 * len(bounded),
+        misfit=misfit or "False",
+        ranges=ranges,
     )
-    arrays = [types.Array(numba.from_dtype(dtype), axes, "C", readonly=not to_write) for dtype, axes, to_write in kinds]
-    function = compiler.make(text, "launch", {"words": view_words, "call": call_entry}, str(kinds))
-    return compiler.native(function, types.boolean(*[types.int64] * 6, *arrays))
+    arrays = [types.Array(numba.from_dtype(kind), axes, "C", readonly=not written) for kind, axes, written, _ in kinds]
+    scope = {"words": view_words, "start": compiler.CPU.inline(pool_of_threads.start)}
+    return compiler.native(compiler.make(text, "launch", scope, str(kinds)), types.boolean(*[types.int64] * 8, *arrays))

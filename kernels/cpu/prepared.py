@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from . import entries, table
 from .interpreter import Workspace, entry_point, launcher, work
 from .steps import chunk_rows, most_threads
 from .table import Table
-from .threads import get_num_threads, pool, run
+from .threads import get_num_threads, pool
 
 
 def checking() -> bool:
@@ -38,7 +38,8 @@ class Prepared:
     """``steps`` for one mini-batch of ``rows`` rows; ``operands`` are those whose arrays each call brings.
 
     ``resolve`` gives the arrays of the others. The arrays have the shapes of their operands unless ``shapes`` gives
-    others, and those of ``written`` are not read-only. A call costs a microsecond of Python.
+    others, those of ``written`` are not read-only, and no element of one in ``ranges`` lies outside of the range (both
+    ends belong to it). A call is one native call, and costs a microsecond of Python.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Prepared:
         resolve: Callable[[Any], np.ndarray | None],
         shapes: Sequence[tuple[int, ...]] | None = None,
         written: Collection[Any] = (),
+        ranges: Mapping[Any, tuple[int, int]] | None = None,
     ) -> None:
         self._steps, self._operands, self._resolve = steps, operands, resolve
         self._rows = max(1, rows)
@@ -56,12 +58,14 @@ class Prepared:
         self._worth = min(worth, most_threads(steps, self._rows))
         self._shapes = [o.shape for o in operands] if shapes is None else shapes
         self._written = [o in written for o in operands]
-        self._sizes = np.array([n for found in self._shapes for n in found], np.int64)
-        kinds = tuple((o.dtype, len(s), w) for o, s, w in zip(operands, self._shapes, self._written, strict=True))
+        self._ranges = [(ranges or {}).get(o) for o in operands]
+        sizes = [*self._shapes, *(ends for ends in self._ranges if ends is not None)]
+        self._sizes = np.array([n for found in sizes for n in found], np.int64)
+        given = zip(operands, self._shapes, self._written, self._ranges, strict=True)
+        kinds = tuple((o.dtype, len(shape), w, ends is not None) for o, shape, w, ends in given)
         self._addresses = np.zeros(len(operands) + 1, np.int64)
         self._tables: dict[int, tuple[Any, ...]] = {}
         self._checked = checking()
-        self._entry = entry_point(work)
         self._launch = launcher(kinds)
 
     def _prepare(self, threads: int) -> tuple[Any, ...]:
@@ -70,7 +74,7 @@ class Prepared:
         workspace.describe(plan, 1, self._rows, self._rows, 0, threads)
         places = plan.word_addresses(self._operands)
         pointers = self._addresses.ctypes.data, places.ctypes.data, len(places), self._sizes.ctypes.data
-        head = workspace.job_address, *pointers
+        head = entry_point(work), workspace.job_address, threads, *pointers
         self._tables[threads] = head, plan, workspace, places
         return self._tables[threads]
 
@@ -78,17 +82,12 @@ class Prepared:
         """Run on ``arrays``; False, and nothing has been done, where one is not C-contiguous or not as was said."""
         if self._checked:
             return self._call_checked(arrays)
-        if self._worth > 1:
-            with pool(min(self._worth, get_num_threads())) as granted:
-                if granted > 1:
-                    job, *places = (self._tables.get(granted) or self._prepare(granted))[0]
-                    fits = self._point(0, job, *places, *arrays)
-                    if fits:
-                        run(self._entry, job, granted)
-                    return fits
-        return self._point(self._entry, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
+        if self._worth == 1:
+            return self._run(0, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
+        with (team := pool(min(self._worth, get_num_threads()))) as granted:
+            return self._run(team.pool.control, *(self._tables.get(granted) or self._prepare(granted))[0], *arrays)
 
-    def _point(self, *arguments: Any) -> bool:
+    def _run(self, *arguments: Any) -> bool:
         try:
             return bool(self._launch(*arguments))
         except TypeError:  # there is no such function of arrays of other kinds
@@ -96,17 +95,19 @@ class Prepared:
 
     def _call_checked(self, arrays: Sequence[np.ndarray]) -> bool:
         _, plan, workspace, _ = self._tables.get(1) or self._prepare(1)
-        given = [*zip(self._operands, self._shapes, self._written, arrays, strict=False)]
+        given = [*zip(self._operands, self._shapes, self._written, self._ranges, arrays, strict=False)]
         if len(arrays) != len(self._operands) or not all(_suits(*one) for one in given):
             return False
-        for operand, _, _, array in given:
+        for operand, *_, array in given:
             plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
         run_checked(plan, workspace, 1, self._rows, self._rows, 0)
         return True
 
 
-def _suits(operand: Any, shape: tuple[int, ...], written: bool, array: Any) -> bool:
+def _suits(operand: Any, shape: tuple[int, ...], written: bool, ends: tuple[int, int] | None, array: Any) -> bool:
     """What a launcher looks at."""
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != operand.dtype:
+        return False
+    if ends is not None and not np.all((array >= ends[0]) & (array <= ends[1])):
         return False
     return array.flags.carray if written else array.flags.c_contiguous

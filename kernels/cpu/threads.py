@@ -1,8 +1,9 @@
 """The threads of the CPU engine: a C function run on several threads at once, and the barrier where they meet.
 
 ``run(entry, argument, threads)`` is one native call. The workers wait for it inside a native call of their own,
-without the GIL, in three stages: they pause, then yield the core while that returns at once, then sleep. A launch
-raises the ticket of every worker that takes part and wakes those that sleep; the others are left alone.
+without the GIL, in three stages: they pause, then yield the core in between while that returns at once, then sleep. A
+launch raises the ticket of every worker that takes part and wakes those that sleep; the others are left alone. Other
+native code launches with :func:`start`, inside the block.
 
     with pool(get_num_threads()) as granted:     # fewer while others want the cores
         run(entry, argument, granted)
@@ -22,7 +23,7 @@ import numpy as np
 from numba import types
 
 from .. import compile as compiler
-from ..native import call_entry
+from ..native import call_entry, call_launch
 from .crowd import Crowd, available, clocks
 from .machine import (
     AFFINITY_WORDS,
@@ -53,27 +54,28 @@ _SLEEPERS, _CROWDED, _TIMEOUT = 0, 8, 16
 _PAUSING = 17 * CYCLES_PER_MICROSECOND
 _YIELDING = 300 * CYCLES_PER_MICROSECOND
 _SLOW_YIELD = 50 * CYCLES_PER_MICROSECOND
-_MOST_PAUSES, _MOST_YIELDS = 4096, 1024  # bounds where there is no cycle counter
+_PAUSES = 256  # from one yield to the next, 5 to 15 us: a yield takes 30 us now and then, and a job must wait for it
+_MOST_PAUSES, _MOST_TURNS = 4096, 16384  # bounds where there is no cycle counter
 _CROWDED_WAITS = 64  # waits without yielding after a slow yield
 _TIMEOUT_NANOSECONDS = 200_000_000
 
 
 @compiler.CPU.inline
 def _watch(word, value, waiters):
-    """Pause, then yield, until the word is no longer ``value``; False if patience ends before."""
+    """Pause, then yield now and then, until the word is no longer ``value``; False if patience ends before."""
     start = cycle_counter()
     turns = 0
     while load_acquire(word) == value:
         turns += 1
         now = cycle_counter()
-        if now - start < _PAUSING and turns < _MOST_PAUSES:
+        if turns % _PAUSES != 0 or (now - start < _PAUSING and turns < _MOST_PAUSES):
             pause()
             continue
         crowded = load_acquire(waiters + _CROWDED)
         if crowded > 0:
             store_release(waiters + _CROWDED, crowded - 1)
             return False
-        if now - start > _YIELDING or turns > _MOST_PAUSES + _MOST_YIELDS:
+        if now - start > _YIELDING or turns > _MOST_TURNS:
             return False
         sched_yield()
         if cycle_counter() - now > _SLOW_YIELD:  # somebody else had the core: better to sleep than to compete
@@ -126,10 +128,10 @@ def barrier(control, threads):
 
 # ------------------------------------------------------------------------------------------------- jobs, natively
 
-# The control block of a pool. Line 0 is the job, whose entry is 0 while there is none; line 1 counts the workers that
-# have done it; on line 2 the launcher waits for them. Then for every worker: the line of its ticket, a line of its own,
-# the CPU mask it has and the mask it leaves to.
-_ENTRY, _ARGUMENT, _THREADS, _LAUNCHER_CPU = 0, 8, 16, 24
+# The control block of a pool. Line 0 is the job, whose entry is 0 while there is none, and the address of launch();
+# line 1 counts the workers that have done it; on line 2 the launcher waits for them. Then for every worker: the line of
+# its ticket, a line of its own, the CPU mask it has and the mask it leaves to.
+_ENTRY, _ARGUMENT, _THREADS, _LAUNCHER_CPU, _LAUNCH = 0, 8, 16, 24, 32
 _DONE, _LAUNCHER, _WORKERS = _LINE, 2 * _LINE, 3 * _LINE
 _OWN, _SERVED, _MASK = _LINE, _LINE + 32, 2 * _LINE
 _WORKER_SIZE = 2 * _LINE + 2 * 8 * AFFINITY_WORDS
@@ -186,9 +188,12 @@ def launch(control, entry, argument, threads):
         done = load_acquire(control + _DONE)
 
 
-def alone(entry, argument):
-    """The job on the calling thread."""
-    call_entry(entry, argument, 0)
+def start(control, entry, argument, threads):
+    """The job on ``threads`` threads, from the calling one; the pool of ``control`` has that many, if not just one."""
+    if threads == 1:
+        call_entry(entry, argument, 0)
+    else:
+        call_launch(load_acquire(control + _LAUNCH), control, entry, argument, threads)
 
 
 def serve(control, thread):
@@ -207,17 +212,15 @@ def serve(control, thread):
             _wake(control + _DONE, control + _LAUNCHER)
 
 
-_SIGNATURES = {
-    launch: types.void(*[types.int64] * 4),
-    alone: types.void(types.int64, types.int64),
-    serve: types.void(types.int64, types.int64),
-}
+_I = types.int64
+_SIGNATURES = {launch: types.void(_I, _I, _I, _I), start: types.void(_I, _I, _I, _I), serve: types.void(_I, _I)}
 
 
 @functools.cache
 def _native(body: Any) -> Any:
-    """A function of :data:`_SIGNATURES`, compiled."""
-    return compiler.native(compiler.whole(body, f"pool_{body.__name__}", VARIANT), _SIGNATURES[body])
+    """A function of :data:`_SIGNATURES`, compiled; :func:`launch` as one of C, which other native code can call."""
+    compile_ = compiler.callback if body is launch else compiler.native
+    return compile_(compiler.whole(body, f"pool_{body.__name__}", VARIANT), _SIGNATURES[body])
 
 
 # ------------------------------------------------------------------------------------------------------ the pool
@@ -234,27 +237,26 @@ class _Pool:
         # one job at a time; reentrant, so that an interrupt between taking and releasing costs its thread nothing
         self.lock = threading.RLock()
         self.workers: list[threading.Thread] = []
-        self.launch: Any = None  # compiled, once there are workers
         self.error: BaseException | None = None
         self.closed = False
         self.crowd = Crowd()
 
-    def run(self, entry: int, argument: int, threads: int) -> None:
-        if not 1 < threads <= len(self.workers) + 1:
-            self.grow(threads)
-        self.launch(self.control, entry, argument, threads)  # one call: an interrupt comes before it or after it
+    def raise_error(self) -> None:
+        """Raise what has gone wrong in a worker, once."""
         if self.error is not None:
             error, self.error = self.error, None
             raise error
 
     def grow(self, threads: int) -> None:
-        """Start the workers that ``threads`` threads need."""
+        """Start the workers that ``threads`` threads need, and that there are not yet."""
+        if 1 < threads <= len(self.workers) + 1:
+            return
         if not 1 < threads <= self.capacity:
             raise ValueError(f"threads is {threads}; expected 1 to {self.capacity}")
         if self.closed:
             raise RuntimeError("the interpreter is shutting down; jobs run with threads=1 now")
         _native(serve)  # what fails to compile does so here, in the thread of the caller
-        self.launch = _native(launch)
+        self.memory[(self.control - self.memory.ctypes.data + _LAUNCH) // 8] = _native(launch).address
         for thread in range(len(self.workers) + 1, threads):
             worker = threading.Thread(target=self.work, args=(thread,), name=f"dlcore-{thread}", daemon=True)
             worker.start()
@@ -276,7 +278,7 @@ class _Pool:
             return
         patience = time.monotonic() + 1.0
         if self.lock.acquire(timeout=1.0):
-            self.launch(self.control, 0, 0, len(self.workers) + 1)
+            _native(start)(self.control, 0, 0, len(self.workers) + 1)
             for worker in self.workers:
                 worker.join(max(0.0, patience - time.monotonic()))
 
@@ -303,11 +305,13 @@ def run(entry: int, argument: int, threads: int) -> None:
     while another Python thread is inside ``with pool(...)``. Raises ValueError for a number of threads that cannot be.
     """
     if threads == 1:
-        _native(alone)(entry, argument)
+        _native(start)(0, entry, argument, 1)
         return
     pool = _pool
     with pool.lock:
-        pool.run(entry, argument, threads)
+        pool.grow(threads)
+        _native(start)(pool.control, entry, argument, threads)  # one call: an interrupt comes before it or after it
+        pool.raise_error()
 
 
 class pool:
@@ -326,15 +330,25 @@ class pool:
     def __enter__(self) -> int:
         pool = self.pool = _pool
         threads = pool.crowd.limit(self.threads) if self.meet and self.threads > 1 else self.threads
-        self.granted = threads if threads > 1 and not pool.closed and pool.lock.acquire(blocking=False) else 1
-        self.start = clocks() if self.granted > 1 and self.meet and pool.crowd.due() else None
-        return self.granted
+        if threads == 1 or pool.closed or not pool.lock.acquire(blocking=False):
+            self.granted = 1
+            return 1
+        self.granted = threads
+        if threads > len(pool.workers) + 1:
+            try:
+                pool.grow(threads)
+            except BaseException:
+                pool.lock.release()
+                raise
+        self.start = clocks() if self.meet and pool.crowd.due() else None
+        return threads
 
     def __exit__(self, *raised: object) -> None:
         if self.granted > 1:
             try:
                 if self.start is not None:
                     self.pool.crowd.count(self.granted, *map(float.__sub__, clocks(), self.start))
+                self.pool.raise_error()
             finally:
                 self.pool.lock.release()
 
