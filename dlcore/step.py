@@ -16,8 +16,13 @@ def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | No
     return loss.bounds
 
 
+def _converts(array: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether the array can become one of ``dtype`` without a look at its numbers: class numbers may be fractions."""
+    return array.dtype.kind in "biu" or array.dtype.kind == dtype.kind == "f"
+
+
 class Step:
-    """A training step of a model on the CPU, for mini-batches of the shapes and dtypes of ``x`` and ``y``.
+    """A training step of a model on the CPU, for mini-batches of the shapes of ``x`` and ``y``.
 
     It holds on to the engine's memory, and does nothing once the model uses another.
     """
@@ -28,6 +33,7 @@ class Step:
         self.settings: tuple[Any, ...] = ()
         self.hyper, self.values = self.engine.array(model._network.hyper), b""
         self.y_shape = y.shape
+        self.dtypes = data.samples.dtype, data.targets.dtype
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
         bounds = limits(model._plan.loss, data.targets, model._outputs())
@@ -40,13 +46,13 @@ class Step:
 
     @staticmethod
     def suits(x: Any, y: Any, data: Any, loss: Any) -> bool:
-        """Whether the arrays can be handed to the kernels as they are."""
+        """Whether the arrays can be handed to the kernels, as they are or copied."""
         return (
             loss.kind != "signed"
             and type(x) is type(y) is np.ndarray
             and data.weights is None
-            and x.dtype == data.samples.dtype
-            and y.dtype == data.targets.dtype
+            and _converts(x, data.samples.dtype)
+            and _converts(y, data.targets.dtype)
             and y.size == data.targets.size
         )
 
@@ -63,6 +69,11 @@ class Step:
             or not self._same_optimizer()
         ):
             return None
+        dtype, target_dtype = self.dtypes
+        as_before = x.dtype is dtype and y.dtype is target_dtype
+        if not as_before and not (_converts(x, dtype) and _converts(y, target_dtype)):
+            return None
+        x, y = np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, target_dtype)  # as the long way does
         if self.matrix is not None:
             x = x.reshape(self.matrix)
         if self.target is not None:

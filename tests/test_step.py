@@ -113,24 +113,49 @@ def test_probabilities_outside_of_0_to_1_after_good_ones(rng):
             model.train_on_batch(x, y)
 
 
-@pytest.mark.parametrize(
-    "form", ["strided", "Fortran", "float64", "list", "read-only", "int32 labels", "strided labels"]
-)
+FORMS = ["strided", "Fortran", "float64", "integers", "list", "read-only"]
+FORMS += ["int32 labels", "bytes of labels", "float labels", "strided labels"]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_arrays_that_need_a_copy_or_none(rng, form):
     x, y = data(rng, BATCH)
+    if form == "integers":
+        x = np.rint(9 * x)
     given = {
         "strided": lambda: (np.repeat(x, 2, axis=1)[:, ::2], y),
         "Fortran": lambda: (np.asfortranarray(x), y),
         "float64": lambda: (x.astype(np.float64), y),
+        "integers": lambda: (x.astype(np.int8), y),
         "list": lambda: (x.tolist(), y.tolist()),
         "read-only": lambda: (np.frombuffer(x.tobytes(), np.float32).reshape(x.shape), y),
         "int32 labels": lambda: (x, y.astype(np.int32)),
+        "bytes of labels": lambda: (x, y.astype(np.uint8)),
+        "float labels": lambda: (x, y.astype(np.float32)),
         "strided labels": lambda: (x, np.repeat(y, 2)[::2]),
     }[form]()
-    plain, other = network(), network()
-    assert plain.train_on_batch(x, y) == other.train_on_batch(x, y)  # what other is given next is not like the first
+    plain, other, always = network(), network(), network()
+    first = plain.train_on_batch(x, y)
+    assert other.train_on_batch(x, y) == first  # what other is given next is not like the first
+    assert always.train_on_batch(*given) == first
+    steps = [*other._steps.values(), *always._steps.values()]
+    assert len(steps) == (1 if form in ("list", "float labels") else 2)
     for _ in range(3):
-        assert plain.train_on_batch(x, y) == other.train_on_batch(*given)
+        loss = plain.train_on_batch(x, y)
+        assert other.train_on_batch(*given) == loss
+        assert always.train_on_batch(*given) == loss
+    assert [*other._steps.values(), *always._steps.values()] == steps  # made once
+
+
+def test_fractions_as_labels_after_good_ones(rng):
+    x, y = data(rng, BATCH)
+    model = network()
+    for _ in range(2):
+        model.train_on_batch(x, y.astype(np.int16))
+    with pytest.raises(ValueError, match="y holds fractions"):
+        model.train_on_batch(x, y + 0.5)
+    with pytest.raises(ValueError, match="x has dtype complex64; expected numbers"):
+        model.train_on_batch(x + 1j, y)
 
 
 def test_the_optimizer_may_change_between_steps(rng):
