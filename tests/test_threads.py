@@ -271,9 +271,10 @@ def test_an_interrupt_leaves_the_pool_usable():
     assert block[_ROUNDS + 2] == 0
 
 
-def test_an_interrupt_at_any_instruction_leaves_the_pool_usable():
-    out = python("""
-        import itertools, sys
+@pytest.mark.parametrize("block", ["contextlib.nullcontext(2)", "threads.pool(2, meet=False)"], ids=["run", "block"])
+def test_an_interrupt_at_any_instruction_leaves_the_pool_usable(block):
+    out = python(f"""
+        import contextlib, itertools, sys
         def interrupt_at(instruction):
             seen = itertools.count(1)
             def trace(frame, event, argument):
@@ -291,7 +292,8 @@ def test_an_interrupt_at_any_instruction_leaves_the_pool_usable():
             time.sleep(1e-3)  # the worker sleeps
             sys.settrace(interrupt_at(instruction))
             try:
-                threads.run(t.entry(t.meet), block.ctypes.data, 2)
+                with {block} as granted:
+                    threads.run(t.entry(t.meet), block.ctypes.data, granted)
                 break
             except KeyboardInterrupt:
                 pass
