@@ -287,13 +287,13 @@ class Sequential:
         """One step on one mini-batch; the loss (and metrics) before the update."""
         with self._lock:
             self._trainable()
-            step = self._steps.get(getattr(x, "shape", None)) if sample_weight is None else None
-            known = None if step is None else step(x, y)
+            step = self._steps.get(getattr(x, "shape", None))
+            known = None if step is None else step(x, y, sample_weight)
             if known is not None:
                 return _result(known, self._network.histories, return_dict)  # type: ignore[union-attr]
             data = self._data(x, y, sample_weight)
             values = self._runner(data, len(data.samples)).whole("train")
-            if self._engine.device == "cpu" and Step.suits(x, y, data, self._plan.loss):
+            if self._engine.device == "cpu" and Step.suits(x, y, sample_weight, data, self._plan.loss):
                 if len(self._steps) >= _MOST_STEPS:
                     self._steps.clear()
                 self._steps[x.shape] = Step(self, x, y, data)

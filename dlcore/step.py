@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .losses import Loss
+from .losses import UNBOUNDED, Loss
 
 
 def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | None:
@@ -22,7 +22,7 @@ def _converts(array: np.ndarray, dtype: np.dtype) -> bool:
 
 
 class Step:
-    """A training step of a model on the CPU, for mini-batches of the shapes of ``x`` and ``y``.
+    """A training step of a model on the CPU, for mini-batches of the shapes of ``x`` and ``y``, weighted or not.
 
     It holds on to the engine's memory, and does nothing once the model uses another.
     """
@@ -34,29 +34,31 @@ class Step:
         self.hyper, self.values = self.engine.array(model._network.hyper), b""
         self.y_shape = y.shape
         self.dtypes = data.samples.dtype, data.targets.dtype
+        self.weighted = data.weights is not None
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
         bounds = limits(model._plan.loss, data.targets, model._outputs())
-        ranges = {} if bounds is None else {"targets": bounds}
+        ranges = {"weights": (0, UNBOUNDED)} if bounds is None else {"weights": (0, UNBOUNDED), "targets": bounds}
+        given = ("samples", "targets", "weights") if self.weighted else ("samples", "targets")
         names = model._network.histories
         self.histories = np.zeros(len(names))
         histories = {f"history_{name}": self.histories[k : k + 1] for k, name in enumerate(names)}
         order = np.arange(len(data.samples))
-        self.run = self.engine.prepare("train", len(order), ("samples", "targets"), ranges, order=order, **histories)
+        self.run = self.engine.prepare("train", len(order), given, ranges, order=order, **histories)
 
     @staticmethod
-    def suits(x: Any, y: Any, data: Any, loss: Any) -> bool:
+    def suits(x: Any, y: Any, weights: Any, data: Any, loss: Any) -> bool:
         """Whether the arrays can be handed to the kernels, as they are or copied."""
         return (
             loss.kind != "signed"
             and type(x) is type(y) is np.ndarray
-            and data.weights is None
+            and (weights is None or type(weights) is np.ndarray)
             and _converts(x, data.samples.dtype)
             and _converts(y, data.targets.dtype)
             and y.size == data.targets.size
         )
 
-    def __call__(self, x: Any, y: Any) -> list[float] | None:
+    def __call__(self, x: Any, y: Any, weights: Any) -> list[float] | None:
         """Loss and metrics before the update; None, with nothing done, where this needs the long way.
 
         ``x`` has the shape of the first one: by that the model finds the step.
@@ -65,6 +67,7 @@ class Step:
             type(x) is not np.ndarray
             or type(y) is not np.ndarray
             or y.shape != self.y_shape
+            or (weights is not None) is not self.weighted
             or self.engine.memory is not self.memory
             or not self._same_optimizer()
         ):
@@ -78,8 +81,13 @@ class Step:
             x = x.reshape(self.matrix)
         if self.target is not None:
             y = y.reshape(self.target)
+        arrays = [x, y]
+        if self.weighted:
+            if type(weights) is not np.ndarray or not _converts(weights, dtype):
+                return None
+            arrays.append(np.ascontiguousarray(weights, dtype))
         with self.engine.lock:
-            return self.histories.tolist() if self.run(x, y) else None
+            return self.histories.tolist() if self.run(*arrays) else None
 
     def _same_optimizer(self) -> bool:
         """Whether the program is the optimizer's as it is now; its values are handed over where they are others.

@@ -147,6 +147,49 @@ def test_arrays_that_need_a_copy_or_none(rng, form):
     assert [*other._steps.values(), *always._steps.values()] == steps  # made once
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "mse"])
+def test_weighted_mini_batches_one_by_one_are_an_epoch(rng, kind, loss):
+    x, y = data(rng)
+    if loss == "mse":
+        y = np.eye(CLASSES, dtype=np.float32)[y]
+    weight = rng.integers(0, 2, len(x)).astype(kind)
+    if kind.startswith("float"):
+        weight *= 0.75
+    whole, single = network(loss), network(loss)
+    whole.fit(x, y, BATCH, shuffle=False, verbose=0, sample_weight=weight)
+    used = []
+    for at in range(0, len(x), BATCH):
+        single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH], weight[at : at + BATCH])
+        used += single._steps.values()
+    assert len(set(used)) == 1
+    for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "mse"])
+def test_weights_that_come_and_go(rng, loss):
+    """A model is another program with weights; where all of them are 1, it gives the same."""
+    x, y = data(rng, BATCH)
+    if loss == "mse":
+        y = np.eye(CLASSES, dtype=np.float32)[y]
+    plain, other = network(loss), network(loss)
+    for weight in (None, np.ones(BATCH, np.float32), [1.0] * BATCH, np.ones(BATCH), None, np.ones(BATCH)):
+        assert other.train_on_batch(x, y, weight) == pytest.approx(plain.train_on_batch(x, y), rel=1e-6)
+    before = other.get_weights()
+    for weight, message in (
+        (np.full(BATCH, -1.0), "sample_weight must not be negative, got -1"),
+        (np.full(BATCH, np.nan), "sample_weight must not be negative, got nan"),
+        (np.ones(BATCH - 1), r"sample_weight has shape \(7,\); expected \(8,\)"),
+        (np.ones((BATCH, 1)), r"sample_weight has shape \(8, 1\); expected \(8,\)"),
+        (np.ones(BATCH, np.complex64), "sample_weight has dtype complex64; expected numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other.train_on_batch(x, y, weight)
+    for a, b in zip(before, other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_fractions_as_labels_after_good_ones(rng):
     x, y = data(rng, BATCH)
     model = network()
