@@ -38,7 +38,9 @@ class Step:
         self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
         bounds = limits(model._plan.loss, data.targets, model._outputs())
-        ranges = {"weights": (0, UNBOUNDED)} if bounds is None else {"weights": (0, UNBOUNDED), "targets": bounds}
+        ranges = {"weights": (0, UNBOUNDED)}
+        if bounds is not None:
+            ranges["targets"] = bounds
         given = ("samples", "targets", "weights") if self.weighted else ("samples", "targets")
         names = model._network.histories
         self.histories = np.zeros(len(names))

@@ -209,7 +209,16 @@ def test_two_python_threads_at_once():
 # --------------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_an_exception_of_a_worker_reaches_the_caller(monkeypatch):
+def calls_natively(n):
+    """The same as :func:`calls`, launched as native code does it: inside of the block, which raises what goes wrong."""
+    block = zeros()
+    with threads.pool(n, meet=False) as granted:
+        threads._native(threads.start)(threads._pool.control, entry(mark), block.ctypes.data, granted)
+    return block[: n * LINE : LINE].tolist()
+
+
+@pytest.mark.parametrize("calls", [calls, calls_natively])
+def test_an_exception_of_a_worker_reaches_the_caller(monkeypatch, calls):
     calls(3)  # compiles before anything breaks
     native, broken = threads._native, []
 
@@ -227,15 +236,6 @@ def test_an_exception_of_a_worker_reaches_the_caller(monkeypatch):
     assert calls(3) == [1] * 3
     pool.close()
     assert not any(worker.is_alive() for worker in pool.workers)
-
-
-def test_an_exception_of_a_worker_reaches_who_launches_natively():
-    calls(2)
-    with pytest.raises(MemoryError, match="in the worker"), threads.pool(2, meet=False):
-        threads._pool.error = MemoryError("in the worker")  # as work() leaves it behind
-    with threads.pool(2, meet=False):
-        pass
-    assert calls(2) == [1, 1]
 
 
 def test_who_gets_no_threads_gives_the_pool_back(monkeypatch):

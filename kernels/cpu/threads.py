@@ -334,12 +334,11 @@ class pool:
             self.granted = 1
             return 1
         self.granted = threads
-        if threads > len(pool.workers) + 1:
-            try:
-                pool.grow(threads)
-            except BaseException:
-                pool.lock.release()
-                raise
+        try:
+            pool.grow(threads)
+        except BaseException:
+            pool.lock.release()
+            raise
         self.start = clocks() if self.meet and pool.crowd.due() else None
         return threads
 
