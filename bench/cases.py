@@ -122,6 +122,32 @@ class Step(Case):
 
 
 @dataclass(frozen=True)
+class Predict(Case):
+    """The outputs (probabilities) of the network of ``step`` for ``rows`` samples; nothing is trained."""
+
+    step: Step
+    rows: int
+    kind: ClassVar[str] = "predict"
+
+    @property
+    def title(self) -> str:
+        plural = "s" if self.rows > 1 else ""
+        return f"outputs of {'-'.join(map(str, self.step.widths))}, {self.rows} sample{plural}"
+
+    @property
+    def flops(self) -> float:
+        return 2.0 * self.rows * self.step.weights
+
+    @property
+    def moved(self) -> float:
+        return 4.0 * (self.step.parameters + self.rows * (self.step.widths[0] + self.step.widths[-1]))
+
+    def data(self) -> np.ndarray:
+        """Samples (rows, inputs)."""
+        return self.step.data(self.rows)[0]
+
+
+@dataclass(frozen=True)
 class Models(Case):
     """``count`` models of one architecture, one step of each; a run is one step of one model."""
 
@@ -239,6 +265,10 @@ _FIT_SHOWN = _against(FIT, torch=None)
 _DIGITS = Step("digits", (*_against(torch=7, jax=2.8, sklearn=35), *_FIT_SHOWN), (64, 128, 10), 32)
 
 
+def _predict(rows: int) -> Predict:
+    return Predict(f"predict-{rows}", _against(torch=None, jax=None, sklearn=None), _DIGITS, rows)
+
+
 def _models(count: int) -> Models:
     targets = {SEQUENTIAL: 1.8, JAX: 2.0, TORCH: 15.0}
     comparisons = tuple(Comparison(TOGETHER, peer, value) for peer, value in targets.items())
@@ -256,6 +286,8 @@ CASES: tuple[Case, ...] = (
     Step("mnist-64", (*_against(torch=1.8, jax=1.8, sklearn=6), *_FIT_SHOWN), (784, 256, 128, 10), 64),
     Step("mnist-512", (*_against(torch=1.2, jax=1.3, sklearn=3), *_FIT_SHOWN), (784, 256, 128, 10), 512),
     Step("wide", (*_against(torch=1.05, compiled=1.05, jax=1.05), *_FIT_SHOWN), (784, 1024, 1024, 10), 256),
+    _predict(1),
+    _predict(32),
     *(Adam(name, _against(torch=value), _ADAM_SIZES[name]) for name, value in _TORCH_ALONE.items()),
     Norm("norm-64x256", _against(torch=2.5), 64, 256),
     Norm("norm-256x1024", _against(torch=1.7), 256, 1024),

@@ -18,13 +18,12 @@ from .kernels import resolve
 from .kernels.device import engine as engine_of
 from .layers import Input, Layer
 from .network import Network, Plan, assemble
-from .step import Step
+from .step import Passes
 
 _DEFAULT_ROWS = 256  # mini-batch of evaluate and predict where none is given
 
 # buffers that begin anew with another rule; those of layers have a dot in their names
 _OF_OPTIMIZER = re.compile(r"slots|factors|step|turn_of_\d+")
-_MOST_STEPS = 8  # sizes of mini-batches that train_on_batch keeps ready
 
 
 class Sequential:
@@ -48,7 +47,7 @@ class Sequential:
         self._network: Network | None = None
         self._engine: Any = None
         self._assembled: tuple[Any, ...] | None = None  # the key of the plan that the program is for
-        self._steps: dict[Any, Step] = {}  # by the shape of x
+        self._passes = Passes()  # of the program as it is
         self._averaged = False  # whether the weights are the optimizer's averages
         self._lock = threading.RLock()  # of the program, and of what is bound to it
         for layer in layers:
@@ -126,7 +125,7 @@ class Sequential:
                 engine.write(buffer, value)
         self._network, self._engine = network, engine
         self._assembled = self._plan.key
-        self._steps.clear()
+        self._passes.clear()
 
     def _state(self) -> dict[str, np.ndarray]:
         """What outlives a step, by name: parameters, statistics, step, seed and the optimizer's slots."""
@@ -277,34 +276,37 @@ class Sequential:
         """The outputs ``(samples, outputs)`` for ``x``, as a NumPy array."""
         rows = training.positive("batch_size", batch_size)
         with self._lock:
+            known = self._passes.run("predict", x, rows)
+            if known is not None:
+                return known
             if not self.built:
                 self._ensure_built(x)
             matrix = arrays.samples(x, self.input_shape, self.dtype, device=self.device)
             assert self._network is not None
-            return training.predict(self._engine, self._network, matrix, rows)
+            result = training.predict(self._engine, self._network, matrix, rows)
+            if 0 < len(matrix) <= rows:
+                self._passes.add_outputs(self, x, matrix)
+            return result
 
     def train_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """One step on one mini-batch; the loss (and metrics) before the update."""
         with self._lock:
             self._trainable()
-            step = self._steps.get(getattr(x, "shape", None))
-            known = None if step is None else step(x, y, sample_weight)
-            if known is not None:
-                return _result(known, self._network.histories, return_dict)  # type: ignore[union-attr]
-            data = self._data(x, y, sample_weight)
-            values = self._runner(data, len(data.samples)).whole("train")
-            if self._engine.device == "cpu" and Step.suits(x, y, sample_weight, data, self._plan.loss):
-                if len(self._steps) >= _MOST_STEPS:
-                    self._steps.clear()
-                self._steps[x.shape] = Step(self, x, y, data)
-            return _result([*values.values()], [*values], return_dict)
+            return self._on_batch("train", x, y, sample_weight, return_dict)
 
     def test_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """The loss (and metrics) of one mini-batch."""
         with self._lock:
-            data = self._data(x, y, sample_weight)
-            values = self._runner(data, len(data.samples)).whole("test")
-        return _result([*values.values()], [*values], return_dict)
+            return self._on_batch("test", x, y, sample_weight, return_dict)
+
+    def _on_batch(self, name: str, x: Any, y: Any, weights: Any, return_dict: bool) -> Any:
+        values = self._passes.run(name, x, y, weights)
+        if values is None:
+            data = self._data(x, y, weights)
+            values = [*self._runner(data, len(data.samples)).whole(name).values()]
+            self._passes.add(name, self, data, x, y, weights)
+        assert self._network is not None
+        return _result(values, self._network.histories, return_dict)
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """The outputs for one mini-batch."""

@@ -1,4 +1,4 @@
-"""The short way through ``train_on_batch``: what was checked for one mini-batch is not checked again for the next."""
+"""The short way through the functions on one mini-batch: what was checked for one is not checked again for the next."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from .losses import UNBOUNDED, Loss
+
+_MOST = 16  # mini-batches, by function and shape, for which a model is ready
 
 
 def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | None:
@@ -21,22 +23,58 @@ def _converts(array: np.ndarray, dtype: np.dtype) -> bool:
     return array.dtype.kind in "biu" or array.dtype.kind == dtype.kind == "f"
 
 
-class Step:
-    """A training step of a model on the CPU, for mini-batches of the shapes of ``x`` and ``y``, weighted or not.
+class _Pass:
+    """A list of a model's program on the CPU, for mini-batches of the shape of ``x``, which became ``samples``.
 
     It holds on to the engine's memory, and does nothing once the model uses another.
     """
 
+    def __init__(self, model: Any, x: np.ndarray, samples: np.ndarray) -> None:
+        self.engine, self.memory = model._engine, model._engine.memory
+        self.dtype = samples.dtype
+        self.matrix = None if x.ndim == samples.ndim else samples.shape
+
+    def _samples(self, x: Any) -> np.ndarray | None:
+        """``x`` as the kernels want it, a copy if need be; None where that needs the long way."""
+        if type(x) is not np.ndarray or self.engine.memory is not self.memory:
+            return None
+        if x.dtype is not self.dtype and not _converts(x, self.dtype):
+            return None
+        x = np.ascontiguousarray(x, self.dtype)  # as the long way does
+        return x if self.matrix is None else x.reshape(self.matrix)
+
+
+class Outputs(_Pass):
+    """The outputs of a model for a mini-batch."""
+
+    def __init__(self, model: Any, x: np.ndarray, samples: np.ndarray) -> None:
+        super().__init__(model, x, samples)
+        order = np.arange(len(samples))
+        self.outputs = self.engine.array(model._network.output)[: len(order)]
+        self.run = self.engine.prepare("predict", len(order), ("samples",), {}, order=order)
+
+    def __call__(self, x: Any, rows: int) -> np.ndarray | None:
+        """A new array; None, with nothing done, where this needs the long way, as mini-batches of ``rows`` rows do.
+
+        ``x`` has the shape of the first one: by that the model finds the pass.
+        """
+        samples = self._samples(x)
+        if samples is None or rows < len(self.outputs):
+            return None
+        with self.engine.lock:
+            return self.outputs.copy() if self.run(samples) else None
+
+
+class Evaluation(_Pass):
+    """Loss and metrics of a model for mini-batches of the shapes of ``x`` and ``y``, weighted or not."""
+
+    name = "test"
+
     def __init__(self, model: Any, x: np.ndarray, y: np.ndarray, data: Any) -> None:
-        self.engine, self.memory, self.optimizer = model._engine, model._engine.memory, model.optimizer
-        self.rule, self.surroundings = self.optimizer.rule, self.optimizer.surroundings
-        self.settings: tuple[Any, ...] = ()
-        self.hyper, self.values = self.engine.array(model._network.hyper), b""
-        self.y_shape = y.shape
-        self.dtypes = data.samples.dtype, data.targets.dtype
-        self.weighted = data.weights is not None
-        self.matrix = None if x.ndim == data.samples.ndim else data.samples.shape
+        super().__init__(model, x, data.samples)
+        self.y_shape, self.target_dtype = y.shape, data.targets.dtype
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
+        self.weighted = data.weights is not None
         bounds = limits(model._plan.loss, data.targets, model._outputs())
         ranges = {"weights": (0, UNBOUNDED)}
         if bounds is not None:
@@ -46,52 +84,44 @@ class Step:
         self.histories = np.zeros(len(names))
         histories = {f"history_{name}": self.histories[k : k + 1] for k, name in enumerate(names)}
         order = np.arange(len(data.samples))
-        self.run = self.engine.prepare("train", len(order), given, ranges, order=order, **histories)
-
-    @staticmethod
-    def suits(x: Any, y: Any, weights: Any, data: Any, loss: Any) -> bool:
-        """Whether the arrays can be handed to the kernels, as they are or copied."""
-        return (
-            loss.kind != "signed"
-            and type(x) is type(y) is np.ndarray
-            and (weights is None or type(weights) is np.ndarray)
-            and _converts(x, data.samples.dtype)
-            and _converts(y, data.targets.dtype)
-            and y.size == data.targets.size
-        )
+        self.run = self.engine.prepare(self.name, len(order), given, ranges, order=order, **histories)
 
     def __call__(self, x: Any, y: Any, weights: Any) -> list[float] | None:
-        """Loss and metrics before the update; None, with nothing done, where this needs the long way.
-
-        ``x`` has the shape of the first one: by that the model finds the step.
-        """
-        if (
-            type(x) is not np.ndarray
-            or type(y) is not np.ndarray
-            or y.shape != self.y_shape
-            or (weights is not None) is not self.weighted
-            or self.engine.memory is not self.memory
-            or not self._same_optimizer()
-        ):
+        """Loss and metrics; None, with nothing done, where this needs the long way."""
+        if type(y) is not np.ndarray or y.shape != self.y_shape or (weights is not None) is not self.weighted:
             return None
-        dtype, target_dtype = self.dtypes
-        as_before = x.dtype is dtype and y.dtype is target_dtype
-        if not as_before and not (_converts(x, dtype) and _converts(y, target_dtype)):
+        if y.dtype is not self.target_dtype and not _converts(y, self.target_dtype):
             return None
-        x, y = np.ascontiguousarray(x, dtype), np.ascontiguousarray(y, target_dtype)  # as the long way does
-        if self.matrix is not None:
-            x = x.reshape(self.matrix)
-        if self.target is not None:
-            y = y.reshape(self.target)
-        arrays = [x, y]
+        x = self._samples(x)
+        if x is None or not self._up_to_date():
+            return None
+        y = np.ascontiguousarray(y, self.target_dtype)
+        arrays = [x, y if self.target is None else y.reshape(self.target)]
         if self.weighted:
-            if type(weights) is not np.ndarray or not _converts(weights, dtype):
+            if type(weights) is not np.ndarray or not _converts(weights, self.dtype):
                 return None
-            arrays.append(np.ascontiguousarray(weights, dtype))
+            arrays.append(np.ascontiguousarray(weights, self.dtype))
         with self.engine.lock:
             return self.histories.tolist() if self.run(*arrays) else None
 
-    def _same_optimizer(self) -> bool:
+    def _up_to_date(self) -> bool:
+        """Whether the program still does what is asked for."""
+        return True
+
+
+class Step(Evaluation):
+    """A training step: loss and metrics before the update."""
+
+    name = "train"
+
+    def __init__(self, model: Any, x: np.ndarray, y: np.ndarray, data: Any) -> None:
+        super().__init__(model, x, y, data)
+        self.optimizer = model.optimizer
+        self.rule, self.surroundings = self.optimizer.rule, self.optimizer.surroundings
+        self.settings: tuple[Any, ...] = ()
+        self.hyper, self.values = self.engine.array(model._network.hyper), b""
+
+    def _up_to_date(self) -> bool:
         """Whether the program is the optimizer's as it is now; its values are handed over where they are others.
 
         A step of a large network leaves the caches without any of Python, and a microsecond of it then takes ten: what
@@ -105,3 +135,34 @@ class Step:
         if self.hyper.tobytes() != self.values:  # somebody else may have written there
             self.hyper[:] = np.frombuffer(self.values)
         return True
+
+
+class Passes(dict[tuple[str, tuple[int, ...]], Any]):
+    """What a model is ready for: passes by function and shape of the samples."""
+
+    def run(self, name: str, x: Any, *others: Any) -> Any:
+        """What the pass for ``x`` gives; None where there is none, or it needs the long way."""
+        ready = self.get((name, getattr(x, "shape", ())))
+        return None if ready is None else ready(x, *others)
+
+    def add_outputs(self, model: Any, x: Any, samples: np.ndarray) -> None:
+        """Be ready for mini-batches like ``x``, where arrays can be handed to the kernels, as they are or copied."""
+        if model._engine.device == "cpu" and type(x) is np.ndarray:
+            self._add("predict", x, Outputs(model, x, samples))
+
+    def add(self, name: str, model: Any, data: Any, x: Any, y: Any, weights: Any) -> None:
+        """The same for ``"train"`` and ``"test"``."""
+        if (
+            model._engine.device == "cpu"
+            and model._plan.loss.kind != "signed"
+            and type(x) is type(y) is np.ndarray
+            and (weights is None or type(weights) is np.ndarray)
+            and _converts(y, data.targets.dtype)
+            and y.size == data.targets.size
+        ):
+            self._add(name, x, (Step if name == "train" else Evaluation)(model, x, y, data))
+
+    def _add(self, name: str, x: np.ndarray, ready: Any) -> None:
+        if len(self) >= _MOST:
+            self.clear()
+        self[name, x.shape] = ready

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 
+import numpy as np
 import pytest
 
 from bench import __main__ as command
@@ -298,6 +299,19 @@ def test_flops_and_parameters_of_a_step():
     assert step.flops == 2 * 32 * (2 * 64 * 128 + 3 * 128 * 10)  # forward and dW; forward, dW and dx
     with_norm = cases.find("digits-norm")
     assert with_norm.parameters == 64 * 128 + 128 * 128 + 128 * 10 + 4 * 128 + 10
+
+
+def test_outputs_are_those_of_the_network_of_a_step():
+    from bench.peers import ours
+
+    case = cases.find("predict-32")
+    assert case.title == "outputs of 64-128-10, 32 samples"
+    assert case.flops == 2 * 32 * (64 * 128 + 128 * 10)
+    assert case.moved == 4 * (64 * 128 + 128 + 128 * 10 + 10 + 32 * (64 + 10))
+    outputs = ours.build(case, "step").call()
+    np.testing.assert_array_equal(outputs, ours.network(cases.step("digits")).predict(case.data()))
+    assert outputs.shape == (32, 10)
+    assert cases.find("predict-1").title == "outputs of 64-128-10, 1 sample"
 
 
 def test_rows_are_chosen_by_name_and_by_kind():

@@ -217,7 +217,7 @@ def test_a_forked_child_goes_on_with_the_steps_of_its_parent():
         def go_on():
             return [model.train_on_batch(x, y) for _ in range(3)]
         go_on()
-        (step,) = model._steps.values()
+        (step,) = model._passes.values()
         assert [*step.run._tables] == [2]  # of two threads
         return go_on
     expected = begin()()

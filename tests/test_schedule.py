@@ -209,7 +209,7 @@ def test_evaluation_and_prediction_meet_seldom():
 
 
 @pytest.mark.parametrize(
-    ("rows", "threads", "divided"), [(16, 2, True), (32, 3, True), (255, 2, True), (256, 2, False), (1, 1, False)]
+    ("rows", "threads", "divided"), [(16, 2, True), (32, 3, True), (511, 2, True), (512, 2, False), (1, 1, False)]
 )
 def test_few_rows_are_divided_by_columns(rows, threads, divided):
     made = program([layers.Dense(400), layers.Dense(400), layers.Dense(5, "softmax")], "adam", features=400)

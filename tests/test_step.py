@@ -1,4 +1,4 @@
-"""The short way through train_on_batch: the same bits as fit, and no check lost after the first mini-batch."""
+"""The short way through the functions on one mini-batch: the bits of the long way, and no check lost."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_mini_batches_one_by_one_are_an_epoch(rng):
     for _ in range(3):
         for at in range(0, len(x), BATCH):
             losses.append(single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH]))
-    assert len(single._steps) == 2  # one for each size
+    assert len(single._passes) == 2  # one for each size
     assert all(type(value) is float for value in losses)
     for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -55,7 +55,7 @@ def test_a_mini_batch_is_read_where_it_is(rng, optimizer, gathered):
     whole.fit(x, y, BATCH, shuffle=False, verbose=0)
     for at in range(0, len(x), BATCH):
         single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH])
-    (step,) = single._steps.values()
+    (step,) = single._passes.values()
     assert [one.op.name for one in step.run._steps if one.op.name.startswith("gather")] == gathered
     for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -70,6 +70,12 @@ def test_targets_of_one_axis_and_samples_of_two(rng):
     expected = model.test_on_batch(x, y, return_dict=True)
     assert model.train_on_batch(x, y, return_dict=True) == pytest.approx(expected)
     assert first["loss"] > expected["loss"]
+    outputs = model.predict(x)
+    np.testing.assert_array_equal(model.predict(x.tolist()), outputs)
+    np.testing.assert_array_equal(model._passes["predict", x.shape](x, BATCH), outputs)  # None would be the long way
+    loss, accuracy = model._passes["test", x.shape](x, y, None)
+    assert [loss, accuracy] == model.test_on_batch(x.tolist(), y.tolist())
+    assert model._passes["train", x.shape](x, y, None) == [loss, accuracy]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +119,26 @@ def test_probabilities_outside_of_0_to_1_after_good_ones(rng):
             model.train_on_batch(x, y)
 
 
-FORMS = ["strided", "Fortran", "float64", "integers", "list", "read-only"]
-FORMS += ["int32 labels", "bytes of labels", "float labels", "strided labels"]
+SAMPLES = {
+    "strided": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "Fortran": np.asfortranarray,
+    "float64": lambda x: x.astype(np.float64),
+    "integers": lambda x: x.astype(np.int8),
+    "list": np.ndarray.tolist,
+    "read-only": lambda x: np.frombuffer(x.tobytes(), np.float32).reshape(x.shape),
+}
+LABELS = {
+    "list": np.ndarray.tolist,
+    "int32 labels": lambda y: y.astype(np.int32),
+    "bytes of labels": lambda y: y.astype(np.uint8),
+    "float labels": lambda y: y.astype(np.float32),
+    "strided labels": lambda y: np.repeat(y, 2)[::2],
+}
+FORMS = list(dict.fromkeys([*SAMPLES, *LABELS]))
+
+
+def as_it_is(array):
+    return array
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -122,29 +146,18 @@ def test_arrays_that_need_a_copy_or_none(rng, form):
     x, y = data(rng, BATCH)
     if form == "integers":
         x = np.rint(9 * x)
-    given = {
-        "strided": lambda: (np.repeat(x, 2, axis=1)[:, ::2], y),
-        "Fortran": lambda: (np.asfortranarray(x), y),
-        "float64": lambda: (x.astype(np.float64), y),
-        "integers": lambda: (x.astype(np.int8), y),
-        "list": lambda: (x.tolist(), y.tolist()),
-        "read-only": lambda: (np.frombuffer(x.tobytes(), np.float32).reshape(x.shape), y),
-        "int32 labels": lambda: (x, y.astype(np.int32)),
-        "bytes of labels": lambda: (x, y.astype(np.uint8)),
-        "float labels": lambda: (x, y.astype(np.float32)),
-        "strided labels": lambda: (x, np.repeat(y, 2)[::2]),
-    }[form]()
+    given = SAMPLES.get(form, as_it_is)(x), LABELS.get(form, as_it_is)(y)
     plain, other, always = network(), network(), network()
     first = plain.train_on_batch(x, y)
     assert other.train_on_batch(x, y) == first  # what other is given next is not like the first
     assert always.train_on_batch(*given) == first
-    steps = [*other._steps.values(), *always._steps.values()]
+    steps = [*other._passes.values(), *always._passes.values()]
     assert len(steps) == (1 if form in ("list", "float labels") else 2)
     for _ in range(3):
         loss = plain.train_on_batch(x, y)
         assert other.train_on_batch(*given) == loss
         assert always.train_on_batch(*given) == loss
-    assert [*other._steps.values(), *always._steps.values()] == steps  # made once
+    assert [*other._passes.values(), *always._passes.values()] == steps  # made once
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "int64", "bool"])
@@ -161,7 +174,7 @@ def test_weighted_mini_batches_one_by_one_are_an_epoch(rng, kind, loss):
     used = []
     for at in range(0, len(x), BATCH):
         single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH], weight[at : at + BATCH])
-        used += single._steps.values()
+        used += single._passes.values()
     assert len(set(used)) == 1
     for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -228,7 +241,7 @@ def test_the_optimizer_may_change_between_steps(rng):
     for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     short.compile("sgd", "sparse_categorical_crossentropy")
-    assert not short._steps
+    assert not short._passes
 
 
 def test_too_many_targets_after_good_ones(rng):
@@ -236,7 +249,7 @@ def test_too_many_targets_after_good_ones(rng):
     x, _ = data(rng, BATCH)
     model = network("binary_crossentropy", 1, "sigmoid")
     model.train_on_batch(x, np.ones(BATCH, np.float32))
-    assert model._steps[x.shape].target == (BATCH, 1)
+    assert model._passes["train", x.shape].target == (BATCH, 1)
     with pytest.raises(ValueError, match=r"y has shape \(9,\); expected 8 samples, as many as x has"):
         model.train_on_batch(x, np.ones(BATCH + 1, np.float32))
 
@@ -271,7 +284,7 @@ def test_values_that_are_changed_in_place_are_seen(rng):
     for model in (short, long):
         model.optimizer.learning_rate = 0.02  # as train_on_batch last saw it
     use()
-    assert len(short._steps) == 1
+    assert len(short._passes) == 1
     for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -288,3 +301,107 @@ def test_a_larger_mini_batch_moves_the_memory(rng):
     assert model._engine.rows == 1000
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# what is given as a list takes the long way, always
+
+
+@pytest.mark.parametrize("form", SAMPLES)
+def test_predictions_from_arrays_that_need_a_copy_or_none(rng, form):
+    x = np.rint(9 * rng.standard_normal((BATCH, FEATURES))).astype(np.float32)
+    plain, always = network(), network()
+    expected = plain.predict(x.tolist())
+    assert not plain._passes
+    given = SAMPLES[form](x)
+    results = [*(plain.predict(x) for _ in range(2)), *(always.predict(given) for _ in range(3)), plain.predict(given)]
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+    made = [*plain._passes.values(), *always._passes.values()]
+    assert len(made) == (1 if form == "list" else 2)
+    plain.predict(-x)
+    np.testing.assert_array_equal(results[0], expected)  # a result is nobody else's memory
+    np.testing.assert_array_equal(results[1], expected)
+    assert results[1].flags.writeable
+
+
+def test_predictions_are_those_of_the_model_as_it_is(rng):
+    x, y = data(rng, 300)
+    model = network(use_ema=True, ema_momentum=0.5)
+    seen = []
+
+    def check(rows=BATCH):
+        for _ in range(2):
+            result = model.predict(x[:rows])
+            np.testing.assert_array_equal(result, model.predict(x[:rows].tolist()))
+        seen.append(result[:BATCH])
+
+    check()
+    for _ in range(2):
+        model.train_on_batch(x[:BATCH], y[:BATCH])
+    check()
+    with model.averaged_weights():
+        check()
+    model.fit(x[:BATCH], y[:BATCH], verbose=0)
+    check()
+    model.set_weights([2 * w for w in model.get_weights()])
+    check()
+    check(256)  # more rows than there was room for
+    check()
+    model.compile("sgd", "mse")
+    check()
+    assert len({result.tobytes() for result in seen[:5]}) == 5
+    assert sum(name == "predict" for name, _ in model._passes) == 1
+
+
+def test_predictions_in_smaller_mini_batches_than_before(rng, monkeypatch):
+    x, _ = data(rng, BATCH)
+    model = network()
+    expected = model.predict(x)
+    monkeypatch.setattr(model._passes["predict", x.shape], "run", lambda *arrays: pytest.fail("all rows at once"))
+    np.testing.assert_allclose(model.predict(x, 3), expected, rtol=1e-6)
+    with pytest.raises(pytest.fail.Exception, match="all rows at once"):
+        model.predict(x, BATCH)
+
+
+def test_more_sizes_of_mini_batches_than_are_kept(rng):
+    x, _ = data(rng, 40)
+    model = network()
+    for _ in range(2):
+        for rows in range(1, 41):
+            np.testing.assert_array_equal(model.predict(x[:rows]), model.predict(x[:rows].tolist()))
+    assert 0 < len(model._passes) < 40
+
+
+def test_bad_samples_after_good_ones(rng):
+    x, _ = data(rng, BATCH)
+    model = network()
+    for _ in range(2):
+        model.predict(x)
+    with pytest.raises(ValueError, match="x has dtype complex64; expected numbers"):
+        model.predict(x + 1j)
+    with pytest.raises(ValueError, match=r"x has shape \(8, 5\)"):
+        model.predict(x[:, :-1])
+    with pytest.raises(ValueError, match="x "):
+        model.predict(1.0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_mini_batch_is_evaluated_as_evaluate_does(rng, weighted):
+    x, y = data(rng, BATCH)
+    weight = rng.random(BATCH).astype(np.float32) if weighted else None
+    model = network()
+    model.compile("adam", "sparse_categorical_crossentropy", ["accuracy"])
+    for _ in range(3):
+        before = model.get_weights()
+        expected = model.evaluate(x, y, sample_weight=weight, return_dict=True)
+        for _ in range(3):
+            assert model.test_on_batch(x, y, weight, return_dict=True) == expected
+        for a, b in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        model.optimizer.learning_rate *= 2  # nothing to an evaluation, and much to the step
+        model.train_on_batch(x, y, weight)
+    assert {name for name, _ in model._passes} == {"train", "test"}
+    with pytest.raises(ValueError, match="classes are 0 to 3"):
+        model.test_on_batch(x, y + CLASSES, weight)
+    with pytest.raises(ValueError, match="x has dtype complex64"):
+        model.test_on_batch(x + 1j, y, weight)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cases import LEARNING_RATE, Case, Missing, Models, Step, Work
+from ..cases import LEARNING_RATE, Case, Missing, Models, Predict, Step, Work
 
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8
 _NORM_MOMENTUM, _NORM_EPSILON = 0.9, 1e-5
@@ -21,6 +21,10 @@ def build(case: Case, way: str) -> Work:
     match case:
         case Step():
             return Work(_loop(case, jax.jit(_step_of(case), donate_argnums=0), _state(case, 0), *_data(case)))
+        case Predict():
+            parameters, samples = _state(case.step, 0)["parameters"], jnp.asarray(case.data())
+            outputs = jax.jit(_outputs)
+            return Work(lambda: outputs(parameters, samples).block_until_ready())
         case Models():
             states = [_state(case.step, seed) for seed in range(case.count)]
             stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -97,6 +101,13 @@ def _loss(case: Step, parameters: Any, running: Any, key: Any, x: Any, y: Any) -
         z = logits[:, 0]
         return jnp.mean(jnp.maximum(z, 0) - z * y + jnp.log1p(jnp.exp(-jnp.abs(z)))), updated
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1)), updated
+
+
+def _outputs(parameters: Any, x: Any) -> Any:
+    *hidden, last = parameters
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"])
+    return jax.nn.softmax(x @ last["w"] + last["b"])
 
 
 def _adam(w: Any, g: Any, m: Any, v: Any, t: Any) -> tuple[Any, Any, Any]:

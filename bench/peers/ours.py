@@ -11,7 +11,7 @@ import numpy as np
 import dlcore
 from dlcore import kernels, layers
 
-from ..cases import LEARNING_RATE, Adam, Case, Dense, Missing, Models, Norm, Step, Work
+from ..cases import LEARNING_RATE, Adam, Case, Dense, Missing, Models, Norm, Predict, Step, Work
 from . import THREADS
 
 if hasattr(dlcore, "set_num_threads"):
@@ -23,6 +23,9 @@ def build(case: Case, way: str) -> Work:
     match case:
         case Step():
             return _fit(case) if way == "fit" else _step(case)
+        case Predict():
+            model, samples = network(case.step), case.data()
+            return Work(lambda: model.predict(samples))
         case Models():
             return _together(case) if way == "together" else _sequential(case)
         case Adam():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..cases import LEARNING_RATE, Adam, Case, Dense, Missing, Models, Norm, Step, Work
+from ..cases import LEARNING_RATE, Adam, Case, Dense, Missing, Models, Norm, Predict, Step, Work
 from . import THREADS
 
 torch.set_num_threads(THREADS)
@@ -23,6 +23,8 @@ def build(case: Case, way: str) -> Work:
     match case:
         case Step():
             return Work(_step(case, way))
+        case Predict():
+            return Work(_predict(case))
         case Models():
             return _one_by_one(case, way)
         case Adam():
@@ -67,6 +69,16 @@ def _step(case: Step, way: str) -> Callable[[], Any]:
         optimizer.step()
 
     return step
+
+
+def _predict(case: Predict) -> Callable[[], Any]:
+    model, x = network(case.step).eval(), torch.from_numpy(case.data())
+
+    def call() -> None:
+        with torch.inference_mode():
+            F.softmax(model(x), 1)
+
+    return call
 
 
 def _one_by_one(case: Models, way: str) -> Work:

@@ -251,8 +251,8 @@ def least_columnwise(rows: int, threads: int) -> int | None:
     """From how many weights on a dense product is cut by columns; None for none."""
     if threads > chunk_count(rows):
         return 1 << 17  # below, the barriers cost more than the second thread saves
-    # each thread packs its part of the weights alone; with more rows that is little beside the multiplications
-    return 1 << 15 if threads > 1 and rows < 128 * threads else None
+    # each thread packs and fetches its part of the weights alone; with more rows that is little beside the products
+    return 1 << 15 if threads > 1 and rows < 256 * threads else None
 
 
 def _columns_a_thread(rows: int) -> int:
