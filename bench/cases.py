@@ -80,7 +80,12 @@ class Step(Case):
     @property
     def title(self) -> str:
         extra = ["batch norm"] * self.norm + ["dropout"] * bool(self.dropout)
-        return f"step {'-'.join(map(str, self.widths))}{' (' + ', '.join(extra) + ')' if extra else ''}, b{self.batch}"
+        return f"step {self.chain}{' (' + ', '.join(extra) + ')' if extra else ''}, b{self.batch}"
+
+    @property
+    def chain(self) -> str:
+        """The widths, as 64-128-10."""
+        return "-".join(map(str, self.widths))
 
     @property
     def binary(self) -> bool:
@@ -132,7 +137,7 @@ class Predict(Case):
     @property
     def title(self) -> str:
         plural = "s" if self.rows > 1 else ""
-        return f"outputs of {'-'.join(map(str, self.step.widths))}, {self.rows} sample{plural}"
+        return f"outputs of {self.step.chain}, {self.rows} sample{plural}"
 
     @property
     def flops(self) -> float:
@@ -157,7 +162,7 @@ class Models(Case):
 
     @property
     def title(self) -> str:
-        return f"{self.count} models of {'-'.join(map(str, self.step.widths))}, b{self.step.batch}, a model-step"
+        return f"{self.count} models of {self.step.chain}, b{self.step.batch}, a model-step"
 
     @property
     def fit_steps(self) -> int:

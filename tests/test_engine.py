@@ -52,6 +52,7 @@ NETWORKS = {
     "normed": (normed, lambda: optimizers.Adam(0.01), 90, 33, 64),
     "large batch": (normed, lambda: optimizers.AdamW(0.01), 1000, 7, 601),
     "few wide rows": (wide, lambda: optimizers.SGD(0.1, momentum=0.9), 10, 333, 4),
+    "a block of wide rows and one": (wide, lambda: optimizers.Adam(0.01), 400, 333, 257),
     "clipped": (normed, lambda: optimizers.Adam(0.01, global_clipnorm=0.5), 90, 33, 48),
     "clipped, wide": (wide, lambda: optimizers.Adam(0.01, global_clipnorm=0.5), 10, 333, 4),
     "a row": (plain, lambda: optimizers.Adam(0.01), 3, 1, 1),

@@ -13,18 +13,15 @@ from ..cases import LEARNING_RATE, Case, Missing, Predict, Step, Work
 
 def build(case: Case, way: str) -> Work:
     """The work of ``case``; the way is always ``partial_fit``."""
-    if isinstance(case, Predict):
-        model, samples = _trained(case.step), case.data()
-        return Work(lambda: model.predict_proba(samples))
-    if not isinstance(case, Step) or case.norm:
+    step = case.step if isinstance(case, Predict) else case
+    if not isinstance(step, Step) or step.norm:
         raise Missing("has no such layer")
-    model, (x, y) = _trained(case), case.data()
-    return Work(lambda: model.partial_fit(x, y))
-
-
-def _trained(case: Step) -> MLPClassifier:
-    """After a first step, which makes the weights."""
+    x, y = step.data()
     model = MLPClassifier(
-        case.widths[1:-1], batch_size=case.batch, alpha=0, learning_rate_init=LEARNING_RATE, random_state=0
+        step.widths[1:-1], batch_size=step.batch, alpha=0, learning_rate_init=LEARNING_RATE, random_state=0
     )
-    return model.partial_fit(*case.data(), classes=np.arange(max(2, case.widths[-1])))
+    model.partial_fit(x, y, classes=np.arange(max(2, step.widths[-1])))
+    if isinstance(case, Predict):
+        samples = case.data()
+        return Work(lambda: model.predict_proba(samples))
+    return Work(lambda: model.partial_fit(x, y))
