@@ -128,8 +128,8 @@ def assemble(layers: Sequence[Layer], shape: tuple[int, ...], dtype: np.dtype, p
     x = gather()
     for layer in layers:
         x, _ = layer.forward(b, x, False)
-    network.output = x
-    b.finish("predict")
+    instead = b.finish("predict")
+    network.output = instead.get(x, x)
     return network
 
 

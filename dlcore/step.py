@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,7 @@ class Evaluation(_Pass):
         self.y_shape, self.target_dtype = y.shape, data.targets.dtype
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
         self.weighted = data.weights is not None
+        self.plain = self.matrix is None and self.target is None and not self.weighted
         bounds = limits(model._plan.loss, data.targets, model._outputs())
         ranges = {"weights": (0, UNBOUNDED)}
         if bounds is not None:
@@ -88,21 +90,30 @@ class Evaluation(_Pass):
 
     def __call__(self, x: Any, y: Any, weights: Any) -> list[float] | None:
         """Loss and metrics; None, with nothing done, where this needs the long way."""
-        if type(y) is not np.ndarray or y.shape != self.y_shape or (weights is not None) is not self.weighted:
+        if type(x) is not np.ndarray or type(y) is not np.ndarray or y.shape != self.y_shape:
             return None
-        if y.dtype is not self.target_dtype and not _converts(y, self.target_dtype):
+        engine = self.engine
+        if (weights is not None) is not self.weighted or engine.memory is not self.memory or not self._up_to_date():
             return None
-        x = self._samples(x)
-        if x is None or not self._up_to_date():
+        if self.plain and x.dtype is self.dtype and y.dtype is self.target_dtype:  # most often, with the least Python
+            arrays: Sequence[np.ndarray] | None = (np.ascontiguousarray(x), np.ascontiguousarray(y))
+        else:
+            arrays = self._converted(x, y, weights)
+        with engine.lock:
+            return self.histories.tolist() if arrays is not None and self.run(*arrays) else None
+
+    def _converted(self, x: np.ndarray, y: np.ndarray, weights: Any) -> list[np.ndarray] | None:
+        """What the kernels are given, copies if need be."""
+        samples = self._samples(x)
+        if samples is None or (y.dtype is not self.target_dtype and not _converts(y, self.target_dtype)):
             return None
         y = np.ascontiguousarray(y, self.target_dtype)
-        arrays = [x, y if self.target is None else y.reshape(self.target)]
+        arrays = [samples, y if self.target is None else y.reshape(self.target)]
         if self.weighted:
             if type(weights) is not np.ndarray or not _converts(weights, self.dtype):
                 return None
             arrays.append(np.ascontiguousarray(weights, self.dtype))
-        with self.engine.lock:
-            return self.histories.tolist() if self.run(*arrays) else None
+        return arrays
 
     def _up_to_date(self) -> bool:
         """Whether the program still does what is asked for."""
@@ -140,10 +151,9 @@ class Step(Evaluation):
 class Passes(dict[tuple[str, tuple[int, ...]], Any]):
     """What a model is ready for: passes by function and shape of the samples."""
 
-    def run(self, name: str, x: Any, *others: Any) -> Any:
-        """What the pass for ``x`` gives; None where there is none, or it needs the long way."""
-        ready = self.get((name, getattr(x, "shape", ())))
-        return None if ready is None else ready(x, *others)
+    @staticmethod
+    def none(*given: Any) -> None:
+        """What there is for other mini-batches: nothing is known of them, and they go the long way."""
 
     def add_outputs(self, model: Any, x: Any, samples: np.ndarray) -> None:
         """Be ready for mini-batches like ``x``, where arrays can be handed to the kernels, as they are or copied."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .in_place import overwriting
 from .instructions import ROWS, Instruction
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
@@ -302,7 +303,13 @@ class Builder:
             ]
             self._list[k] = Instruction(instruction.op, operands, instruction.rule, instruction.scalars)
 
-    def finish(self, name: str) -> None:
-        """Name the current list and begin another."""
-        self.program.lists[name] = self._list
+    def finish(self, name: str) -> dict[Buffer, Buffer]:
+        """Name the current list and begin another; the buffers that it does without, and which stands for each.
+
+        Buffers for mini-batches belong to one list: no other may read those.
+        """
+        self.program.lists[name], instead = overwriting(self._list)
+        work = self.program.buffers["work"]
+        work[:] = [buffer for buffer in work if buffer not in instead]
         self._list = []
+        return instead

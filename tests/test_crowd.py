@@ -122,7 +122,7 @@ def test_idle_seconds_are_those_of_the_cpus_of_this_process(tmp_path, monkeypatc
 
 def test_the_pool_asks(monkeypatch):
     """Threads that wait for each other are fewer; whole models, which do not, are shared out as ever."""
-    asked = types.SimpleNamespace(limit=lambda threads: 1, count=lambda *figures: None)
+    asked = types.SimpleNamespace(watched=False, limit=lambda threads: 1, count=lambda *figures: None)
     monkeypatch.setattr(threads._pool, "crowd", asked)
     with threads.pool(2) as granted:
         assert granted == 1
@@ -134,7 +134,10 @@ def test_the_pool_tells(monkeypatch):
     told = []
     due = iter([True, False])
     asked = types.SimpleNamespace(
-        limit=lambda threads: threads, due=lambda: next(due), count=lambda *figures: told.append(figures)
+        watched=False,
+        limit=lambda threads: threads,
+        due=lambda: next(due),
+        count=lambda *figures: told.append(figures),
     )
     monkeypatch.setattr(threads._pool, "crowd", asked)
     with threads.pool(2):

@@ -15,11 +15,11 @@ import pytest
 from numba import types
 
 from dlcore.kernels import compile
-from dlcore.kernels.cpu import machine, threads
+from dlcore.kernels.cpu import machine, threads, waiting
 from dlcore.kernels.cpu.machine import atomic_add, load_acquire, sched_yield, store_release
 
 ROOT = pathlib.Path(__file__).parent.parent
-barrier = compile.CPU.inline(threads.barrier)
+barrier = compile.CPU.inline(waiting.barrier)
 LINE = 8  # words
 
 # ------------------------------------------------------------------------- C functions (argument, thread) to launch

@@ -17,7 +17,7 @@ import time
 _WINDOW = 0.05  # seconds of jobs that are judged together: one interruption of ten milliseconds is no crowd
 _LOST = 0.25  # share of them off the core from which on it is one,
 _OURS = 0.6  # unless this process had this share of the cores that its threads can take
-_GLANCE = 5e-3  # seconds from a job that is looked at to the next,
+GLANCE = 5e-3  # seconds from a job that is looked at to the next,
 _CLOSELY = 2e-4  # and within such a window
 _REST = 0.03  # seconds after which idle cores are counted, and taken again; the system tells them in hundredths
 _STAT = "/proc/stat"
@@ -84,12 +84,17 @@ class Crowd:
     def _look(self) -> None:
         self._since, self._idle = time.perf_counter(), _idle_seconds()
 
+    @property
+    def watched(self) -> bool:
+        """Whether jobs are looked at closely, or get fewer threads."""
+        return bool(self._wall or self._most)
+
     def due(self) -> bool:
         """Whether the job that begins now is to be counted."""
         now = time.perf_counter()
         if now < self._next:
             return False
-        self._next = now + (_CLOSELY if self._wall else _GLANCE)
+        self._next = now + (_CLOSELY if self._wall else GLANCE)
         return True
 
     def count(self, threads: int, wall: float, running: float, used: float) -> None:

@@ -38,8 +38,8 @@ from . import (
     row_losses,
     rowwise,
     sharpness,
-    threads,
     update,
+    waiting,
     weights,
 )
 from . import context as layout
@@ -58,7 +58,7 @@ def body_of(op: str) -> Any:
     """The plain Python function that a step runs; it reads like its formula."""
     for module in (
         dense, rowwise, row_losses, prelu, norm, group_norm, weights, update, by_tensor, factors, finite, accumulation,
-        sharpness, dropout, products, threads,
+        sharpness, dropout, products, waiting,
     ):  # fmt: skip
         body = getattr(module, op, None)
         if body is not None:

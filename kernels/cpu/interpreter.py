@@ -9,14 +9,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
-from numba import types
 
 from .. import compile as compiler
 from ..native import call_entry, view_words
 from ..program import ALIGNMENT
-from . import threads as pool_of_threads
 from .context import (
     CHUNK,
     CHUNK_FIRST,
@@ -36,6 +33,7 @@ from .context import (
 from .entries import SIGNATURE, WORDS, specialise
 from .machine import VARIANT, atomic_add, flush_denormals, restore_float_state
 from .steps import chunk_rows
+from .waiting import BARRIER_WORDS
 
 # Words of a job: the table and the number of its rows, the mini-batches to run, and where the contexts lie.
 JOB = 8
@@ -105,7 +103,7 @@ class Workspace:
     def __init__(self, threads: int, scratch: int) -> None:
         self.scratch = scratch
         scratch = -(-scratch // ALIGNMENT) * ALIGNMENT
-        control = 8 * pool_of_threads.BARRIER_WORDS
+        control = 8 * BARRIER_WORDS
         head = -(-(8 * JOB + control) // ALIGNMENT) * ALIGNMENT
         self._memory = aligned(head + threads * (8 * CONTEXT + scratch))
         base = self._memory.ctypes.data
@@ -120,60 +118,3 @@ class Workspace:
     def describe(self, table: Any, steps: int, batch: int, samples: int, first: int, threads: int) -> None:
         """Write the job."""
         self.job[:CONTEXTS] = table.address, table.length, steps, batch, samples, first, threads
-
-
-_LAUNCH = """
-def launch(control, entry, job, threads, addresses_, places_, count, sizes_, {names}):
-    sizes = words(sizes_, {sizes})
-    if {misfit}:
-        return False
-{ranges}
-    addresses = words(addresses_, {arrays})
-{stores}
-    places = words(places_, 2 * count)
-    for p in range(count):
-        words(places[2 * p], 1)[0] = addresses[places[2 * p + 1]]
-    start(control, entry, job, threads)
-    return True
-"""
-
-_RANGE = """
-    low, high = sizes[{place}], sizes[{place} + 1]
-    wrong = 0
-    for value in {name}.flat:
-        if not (value >= low and value <= high):
-            wrong += 1
-    if wrong != 0:
-        return False
-"""
-
-
-@functools.cache
-def launcher(kinds: tuple[tuple[np.dtype, int, bool, bool], ...]) -> Any:
-    """A native function that writes the addresses of arrays where a table wants them, and runs the job.
-
-    ``launch(control, entry, job, threads, addresses, places, count, sizes, *arrays)``: each of ``count`` places is the
-    address of a word and the number of the array whose address it takes. Then it is
-    :func:`~dlcore.kernels.cpu.threads.start`. A kind says an array's dtype, number of axes, whether it is written, and
-    whether its elements must lie in a range. It does nothing and says False if the arrays do not have the ``sizes``,
-    which begin with all axes in a row, or an element does not lie between the two ends that follow for each array with
-    a range; NaN does not. For another dtype or number of axes, strides, or a read-only array that is to be written,
-    there is a TypeError. Python alone would need a microsecond for each array.
-    """
-    names = [f"a{k}" for k in range(len(kinds))]
-    stores = "\n".join(f"    addresses[{k}] = {name}.ctypes.data" for k, name in enumerate(names))
-    extents = [f"{names[k]}.shape[{axis}]" for k, (_, axes, *_) in enumerate(kinds) for axis in range(axes)]
-    misfit = " or ".join(f"{extent} != sizes[{k}]" for k, extent in enumerate(extents))
-    bounded = [names[k] for k, (*_, ranged) in enumerate(kinds) if ranged]
-    ranges = "".join(_RANGE.format(name=name, place=len(extents) + 2 * k) for k, name in enumerate(bounded))
-    text = _LAUNCH.format(
-        names=", ".join(names),
-        arrays=len(names),
-        stores=stores,
-        sizes=len(extents) + 2 * len(bounded),
-        misfit=misfit or "False",
-        ranges=ranges,
-    )
-    arrays = [types.Array(numba.from_dtype(kind), axes, "C", readonly=not written) for kind, axes, written, _ in kinds]
-    scope = {"words": view_words, "start": compiler.CPU.inline(pool_of_threads.start)}
-    return compiler.native(compiler.make(text, "launch", scope, str(kinds)), types.boolean(*[types.int64] * 8, *arrays))

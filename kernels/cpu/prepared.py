@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import config
 
 from ..instructions import Instruction
 from . import context as layout
-from . import entries, table
-from .interpreter import Workspace, entry_point, launcher, work
+from . import entries, launching, table
+from .interpreter import Workspace, entry_point, work
+from .launching import launcher
 from .steps import chunk_rows, most_threads
 from .table import Table
 from .threads import get_num_threads, pool
@@ -32,6 +33,16 @@ def run_checked(plan: Table, workspace: Workspace, steps: int, batch: int, sampl
         context[: layout.SCRATCH] = rows, index * batch, index, 0, 1, 0, rows, size, 0, chunks, chunks
         for step, row in zip(plan.steps, plan.words, strict=True):
             entries.checked_entry(step)(row.ctypes.data, context.ctypes.data)
+
+
+class _Job(NamedTuple):
+    """The steps for a number of threads, and what a launcher is told of them."""
+
+    block: np.ndarray
+    address: int  # of the block
+    plan: Table
+    workspace: Workspace
+    places: np.ndarray
 
 
 class Prepared:
@@ -64,43 +75,69 @@ class Prepared:
         given = zip(operands, self._shapes, self._written, self._ranges, strict=True)
         kinds = tuple((o.dtype, len(shape), w, ends is not None) for o, shape, w, ends in given)
         self._addresses = np.zeros(len(operands) + 1, np.int64)
-        self._tables: dict[int, tuple[Any, ...]] = {}
+        self._tables: dict[int, _Job] = {}
         self._checked = checking()
         self._launch = launcher(kinds)
+        # What a launch needs that does not ask the pool: the address of a block, the pool and its lock. None: it asks.
+        self._ready: tuple[int, Any, Any] | None = None
 
-    def _prepare(self, threads: int) -> tuple[Any, ...]:
+    def _prepare(self, threads: int) -> _Job:
         plan = Table(self._steps, self._resolve, self._rows, self._rows, threads)
         workspace = Workspace(threads, plan.scratch)
         workspace.describe(plan, 1, self._rows, self._rows, 0, threads)
         places = plan.word_addresses(self._operands)
+        job = entry_point(work), workspace.job_address, threads
         pointers = self._addresses.ctypes.data, places.ctypes.data, len(places), self._sizes.ctypes.data
-        head = entry_point(work), workspace.job_address, threads, *pointers
-        self._tables[threads] = head, plan, workspace, places
+        block = np.array([0, self._worth, *job, *pointers], np.int64)
+        self._tables[threads] = _Job(block, block.ctypes.data, plan, workspace, places)
         return self._tables[threads]
 
     def __call__(self, *arrays: np.ndarray) -> bool:
         """Run on ``arrays``; False, and nothing has been done, where one is not C-contiguous or not as was said."""
+        if self._ready is None:
+            return self._ask(arrays)
+        block, team, lock = self._ready
+        if not lock.acquire(False):
+            return self._ask(arrays)
+        try:  # with as little Python as can be: behind a large job each line takes a microsecond
+            said = self._launch(block, 0, *arrays)
+        except TypeError:  # there is no such function of arrays of other kinds
+            return False
+        finally:
+            lock.release()
+        if said == launching.ASK:
+            return self._ask(arrays)
+        if said == launching.HEAR:
+            team.raise_error()
+        return bool(said != launching.MISFIT)
+
+    def _ask(self, arrays: Sequence[np.ndarray]) -> bool:
+        """The same, on as many threads as the pool grants."""
         if self._checked:
             return self._call_checked(arrays)
         if self._worth == 1:
-            return self._run(0, *(self._tables.get(1) or self._prepare(1))[0], *arrays)
+            return self._run(self._tables.get(1) or self._prepare(1), arrays)
         with (team := pool(min(self._worth, get_num_threads()))) as granted:
-            return self._run(team.pool.control, *(self._tables.get(granted) or self._prepare(granted))[0], *arrays)
+            job = self._tables.get(granted) or self._prepare(granted)
+            job.block[launching.CONTROL] = team.pool.control
+            if granted == team.threads > 1:
+                self._ready = job.address, team.pool, team.pool.lock
+            return self._run(job, arrays)
 
-    def _run(self, *arguments: Any) -> bool:
+    def _run(self, job: _Job, arrays: Sequence[np.ndarray]) -> bool:
         try:
-            return bool(self._launch(*arguments))
-        except TypeError:  # there is no such function of arrays of other kinds
+            return bool(self._launch(job.address, 1, *arrays) == launching.DONE)
+        except TypeError:
             return False
 
     def _call_checked(self, arrays: Sequence[np.ndarray]) -> bool:
-        _, plan, workspace, _ = self._tables.get(1) or self._prepare(1)
+        job = self._tables.get(1) or self._prepare(1)
         given = [*zip(self._operands, self._shapes, self._written, self._ranges, arrays, strict=False)]
         if len(arrays) != len(self._operands) or not all(_suits(*one) for one in given):
             return False
         for operand, *_, array in given:
-            plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
-        run_checked(plan, workspace, 1, self._rows, self._rows, 0)
+            job.plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
+        run_checked(job.plan, job.workspace, 1, self._rows, self._rows, 0)
         return True
 
 

@@ -1,12 +1,14 @@
-"""The threads of the CPU engine: a C function run on several threads at once, and the barrier where they meet.
+"""The threads of the CPU engine: a C function run on several threads at once.
 
 ``run(entry, argument, threads)`` is one native call. The workers wait for it inside a native call of their own,
-without the GIL, in three stages: they pause, then yield the core in between while that returns at once, then sleep. A
-launch raises the ticket of every worker that takes part and wakes those that sleep; the others are left alone. Other
-native code launches with :func:`start`, inside the block.
+without the GIL (see waiting.py). A launch raises the ticket of every worker that takes part and wakes those that sleep;
+the others are left alone. Other native code launches with :func:`start`, inside the block.
 
     with pool(get_num_threads()) as granted:     # fewer while others want the cores
         run(entry, argument, granted)
+
+Behind a large job the caches hold nothing of Python, and such a block takes 15 us. Whoever has had a block may launch
+without one where :func:`at_once` says so, natively, as long as it holds the pool's lock.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from numba import types
 
 from .. import compile as compiler
 from ..native import call_entry, call_launch
-from .crowd import Crowd, available, clocks
+from .crowd import GLANCE, Crowd, available, clocks
 from .machine import (
     AFFINITY_WORDS,
     CYCLES_PER_MICROSECOND,
@@ -35,106 +37,22 @@ from .machine import (
     get_affinity,
     load_acquire,
     open_lot,
-    pause,
-    sched_yield,
     set_affinity,
-    sleep_while,
     store_release,
-    wake_sleepers,
 )
+from .waiting import LINE, wait, wake
 
 MOST_ANYWHERE = 64  # threads that may be asked for on any machine, however few CPUs it has
-_LINE = 64  # bytes of a cache line
-
-# --------------------------------------------------------------------------------------------- waiting, natively
-
-# Bytes from the start of a line about those who wait.
-_SLEEPERS, _CROWDED, _TIMEOUT = 0, 8, 16
-
-_PAUSING = 17 * CYCLES_PER_MICROSECOND
-_YIELDING = 300 * CYCLES_PER_MICROSECOND
-_SLOW_YIELD = 50 * CYCLES_PER_MICROSECOND
-_PAUSES = 256  # from one yield to the next, 5 to 15 us: a yield takes 30 us now and then, and a job must wait for it
-_MOST_PAUSES, _MOST_TURNS = 4096, 16384  # bounds where there is no cycle counter
-_CROWDED_WAITS = 64  # waits without yielding after a slow yield
-_TIMEOUT_NANOSECONDS = 200_000_000
-
-
-@compiler.CPU.inline
-def _watch(word, value, waiters):
-    """Pause, then yield now and then, until the word is no longer ``value``; False if patience ends before."""
-    start = cycle_counter()
-    turns = 0
-    while load_acquire(word) == value:
-        turns += 1
-        now = cycle_counter()
-        if turns % _PAUSES != 0 or (now - start < _PAUSING and turns < _MOST_PAUSES):
-            pause()
-            continue
-        crowded = load_acquire(waiters + _CROWDED)
-        if crowded > 0:
-            store_release(waiters + _CROWDED, crowded - 1)
-            return False
-        if now - start > _YIELDING or turns > _MOST_TURNS:
-            return False
-        sched_yield()
-        if cycle_counter() - now > _SLOW_YIELD:  # somebody else had the core: better to sleep than to compete
-            store_release(waiters + _CROWDED, _CROWDED_WAITS)
-    return True
-
-
-@compiler.CPU.inline
-def _wait(word, value, waiters):
-    """Return when the word is no longer ``value``."""
-    if _watch(word, value, waiters):
-        return
-    store_release(waiters + _TIMEOUT, 0)
-    store_release(waiters + _TIMEOUT + 8, _TIMEOUT_NANOSECONDS)
-    atomic_add(waiters + _SLEEPERS, 1)
-    while load_acquire(word) == value:
-        sleep_while(word, value, waiters + _TIMEOUT)
-    atomic_add(waiters + _SLEEPERS, -1)
-
-
-@compiler.CPU.inline
-def _wake(word, waiters):
-    """Wake who sleeps on the word, which has just been changed by an atomic_add."""
-    if load_acquire(waiters + _SLEEPERS) > 0:
-        wake_sleepers(word)
-
-
-BARRIER_WORDS = 24  # int64 words of a barrier's control block
-
-
-def barrier(control, threads):
-    """Return when ``threads`` threads have called this.
-
-    ``control`` is the address of BARRIER_WORDS zeroed int64 words, aligned to 64 bytes: word 0 counts who has arrived,
-    word 8 is the generation, word 16 counts the sleepers, word 17 the waits left until it yields again after a yield
-    that took long, words 18 and 19 are the time-out of a sleep. It may be used any number of times, and between two
-    jobs with another number of threads. It must be compiled under :data:`~.machine.VARIANT`.
-    """
-    if threads > 1:
-        generation = control + _LINE
-        waiters = control + 2 * _LINE
-        now = load_acquire(generation)
-        if atomic_add(control, 1) == threads - 1:
-            store_release(control, 0)
-            atomic_add(generation, 1)
-            _wake(generation, waiters)
-        else:
-            _wait(generation, now, waiters)
-
-
 # ------------------------------------------------------------------------------------------------- jobs, natively
 
-# The control block of a pool. Line 0 is the job, whose entry is 0 while there is none, and the address of launch();
-# line 1 counts the workers that have done it; on line 2 the launcher waits for them. Then for every worker: the line of
-# its ticket, a line of its own, the CPU mask it has and the mask it leaves to.
-_ENTRY, _ARGUMENT, _THREADS, _LAUNCHER_CPU, _LAUNCH = 0, 8, 16, 24, 32
-_DONE, _LAUNCHER, _WORKERS = _LINE, 2 * _LINE, 3 * _LINE
-_OWN, _SERVED, _MASK = _LINE, _LINE + 32, 2 * _LINE
-_WORKER_SIZE = 2 * _LINE + 2 * 8 * AFFINITY_WORDS
+# The control block of a pool. Line 0 is the job, whose entry is 0 while there is none, the address of launch(), how
+# many threads a job would be granted (0: it has to ask), and the cycle from which on it has to ask, for a look at the
+# clocks may be due. Line 1 counts the workers that have done the job; on line 2 the launcher waits for them. Then for
+# every worker: the line of its ticket, a line of its own, the CPU mask it has and the mask it leaves to.
+_ENTRY, _ARGUMENT, _THREADS, _LAUNCHER_CPU, _LAUNCH, _READY, _DUE = range(0, 56, 8)
+_DONE, _LAUNCHER, _WORKERS = LINE, 2 * LINE, 3 * LINE
+_OWN, _SERVED, _MASK = LINE, LINE + 32, 2 * LINE
+_WORKER_SIZE = 2 * LINE + 2 * 8 * AFFINITY_WORDS
 
 
 @compiler.CPU.inline
@@ -178,13 +96,13 @@ def launch(control, entry, argument, threads):
     for thread in range(1, threads):
         ticket = _worker(control, thread)
         atomic_add(ticket, 1)
-        _wake(ticket, ticket + _OWN)
+        wake(ticket, ticket + _OWN)
     if entry == 0:
         return
     call_entry(entry, argument, 0)
     done = load_acquire(control + _DONE)
     while done != threads - 1:
-        _wait(control + _DONE, done, control + _LAUNCHER)
+        wait(control + _DONE, done, control + _LAUNCHER)
         done = load_acquire(control + _DONE)
 
 
@@ -200,7 +118,7 @@ def serve(control, thread):
     """Do the share of worker ``thread`` in every job, until told to stop."""
     ticket = _worker(control, thread)
     while True:
-        _wait(ticket, load_acquire(ticket + _SERVED), ticket + _OWN)
+        wait(ticket, load_acquire(ticket + _SERVED), ticket + _OWN)
         store_release(ticket + _SERVED, load_acquire(ticket))
         entry = load_acquire(control + _ENTRY)
         if entry == 0:
@@ -209,9 +127,31 @@ def serve(control, thread):
         _leave_launcher(load_acquire(control + _LAUNCHER_CPU), threads, ticket + _MASK)
         call_entry(entry, load_acquire(control + _ARGUMENT), thread)
         if atomic_add(control + _DONE, 1) == threads - 2:
-            _wake(control + _DONE, control + _LAUNCHER)
+            wake(control + _DONE, control + _LAUNCHER)
 
 
+def at_once(control, worth, threads):
+    """Whether a job worth ``worth`` threads would be granted ``threads``, and need not be looked at."""
+    ready = load_acquire(control + _READY)
+    return ready != 0 and min(worth, ready) == threads and cycle_counter() < load_acquire(control + _DUE)
+
+
+def ask_later(control, began):
+    """Jobs need not be looked at for a while; the last one, which was, ``began`` at that cycle.
+
+    Of long jobs, a few more go by: each of them shows whether it was kept off its core, and a look takes 20 us then.
+    Where there is no cycle counter, each job asks.
+    """
+    now = cycle_counter()
+    store_release(control + _DUE, now + max(_GLANCE, min(4 * _GLANCE, 16 * (now - began))) if now != 0 else 0)
+
+
+def is_well(control):
+    """Whether the pool has nothing to tell to whoever launched at once."""
+    return load_acquire(control + _READY) != 0
+
+
+_GLANCE = int(GLANCE * 1e6) * CYCLES_PER_MICROSECOND
 _I = types.int64
 _SIGNATURES = {launch: types.void(_I, _I, _I, _I), start: types.void(_I, _I, _I, _I), serve: types.void(_I, _I)}
 
@@ -232,14 +172,24 @@ class _Pool:
     def __init__(self) -> None:
         self.capacity = max(MOST_ANYWHERE, os.cpu_count() or 1)
         size = _WORKERS + self.capacity * _WORKER_SIZE
-        self.memory = np.zeros(size // 8 + _LINE // 8, np.int64)
-        self.control = self.memory.ctypes.data + -self.memory.ctypes.data % _LINE
+        self.memory = np.zeros(size // 8 + LINE // 8, np.int64)
+        self.control = self.memory.ctypes.data + -self.memory.ctypes.data % LINE
+        self.words = self.memory[(self.control - self.memory.ctypes.data) // 8 :]
         # one job at a time; reentrant, so that an interrupt between taking and releasing costs its thread nothing
         self.lock = threading.RLock()
         self.workers: list[threading.Thread] = []
         self.error: BaseException | None = None
         self.closed = False
         self.crowd = Crowd()
+
+    def answer(self) -> None:
+        """Say what jobs would be granted from now on, or that they have to ask."""
+        ask = self.closed or self.error is not None or self.crowd.watched
+        self.words[_READY // 8] = 0 if ask else get_num_threads()
+
+    def question(self) -> None:
+        """Let jobs ask."""
+        self.words[_READY // 8] = 0
 
     def raise_error(self) -> None:
         """Raise what has gone wrong in a worker, once."""
@@ -256,7 +206,7 @@ class _Pool:
         if self.closed:
             raise RuntimeError("the interpreter is shutting down; jobs run with threads=1 now")
         _native(serve)  # what fails to compile does so here, in the thread of the caller
-        self.memory[(self.control - self.memory.ctypes.data + _LAUNCH) // 8] = _native(launch).address
+        self.words[_LAUNCH // 8] = _native(launch).address
         for thread in range(len(self.workers) + 1, threads):
             worker = threading.Thread(target=self.work, args=(thread,), name=f"dlcore-{thread}", daemon=True)
             worker.start()
@@ -270,6 +220,7 @@ class _Pool:
                 return
             except BaseException as error:  # the caller of run raises it; without this worker the job would not end
                 self.error = error
+                self.question()
 
     def close(self) -> None:
         """Stop the workers; a job that takes long is left to end with the process."""
@@ -278,6 +229,7 @@ class _Pool:
             return
         patience = time.monotonic() + 1.0
         if self.lock.acquire(timeout=1.0):
+            self.question()
             _native(start)(self.control, 0, 0, len(self.workers) + 1)
             for worker in self.workers:
                 worker.join(max(0.0, patience - time.monotonic()))
@@ -290,6 +242,7 @@ def _after_fork() -> None:
     """The workers stayed in the parent, and the lock may have been theirs."""
     global _pool
     open_lot()
+    _pool.question()
     _pool = _Pool()
 
 
@@ -348,6 +301,7 @@ class pool:
                 if self.start is not None:
                     self.pool.crowd.count(self.granted, *map(float.__sub__, clocks(), self.start))
                 self.pool.raise_error()
+                self.pool.answer()
             finally:
                 self.pool.lock.release()
 
@@ -387,3 +341,4 @@ def set_num_threads(n: int) -> None:
     if not isinstance(n, numbers.Integral) or isinstance(n, bool) or not 1 <= n <= most:
         raise ValueError(f"n is {n!r}; expected a number of threads, an int from 1 to {most}")
     _num_threads = int(n)
+    _pool.question()

@@ -1,0 +1,114 @@
+"""Instructions that overwrite what nobody reads again: the same bits, in less memory, and nothing of the caller's."""
+
+import numpy as np
+import pytest
+
+import dlcore
+from dlcore import layers
+from dlcore.kernels import program
+
+FEATURES, CLASSES, BATCH = 6, 4, 8
+
+
+def normed(activation, *more):
+    return [layers.Dense(7, use_bias=False), layers.BatchNormalization(), layers.Activation(activation), *more]
+
+
+# The layers, how many buffers "train" does without, and how many "predict".
+NETWORKS = {
+    "relu": (lambda: normed("relu", layers.Dense(CLASSES)), 1, 1),
+    "gelu, whose derivative reads z": (lambda: normed("gelu", layers.Dense(CLASSES)), 0, 1),
+    "relu and dropout, which the derivative must not read": (
+        lambda: normed("relu", layers.Dropout(0.3), layers.Dense(CLASSES)),
+        1,
+        1,
+    ),
+    "dropout behind batch norm": (
+        lambda: [layers.Dense(7), layers.BatchNormalization(), layers.Dropout(0.3), layers.Dense(CLASSES)],
+        1,
+        0,
+    ),
+    "dropout and relu": (
+        lambda: [*normed("linear")[:2], layers.Dropout(0.3), layers.Activation("relu"), layers.Dense(CLASSES)],
+        2,
+        1,
+    ),
+    "relu and tanh, which both read what they wrote": (
+        lambda: normed("relu", layers.Activation("tanh"), layers.Dense(CLASSES)),
+        1,
+        2,
+    ),
+    "behind an activation that reads what it wrote": (
+        lambda: [layers.Dense(7, "tanh"), layers.Activation("relu"), layers.Dense(CLASSES)],
+        0,
+        1,
+    ),
+    "samples": (lambda: [layers.Dropout(0.3), layers.Dense(CLASSES)], 0, 0),
+    "what samples became": (lambda: [layers.Activation("tanh"), layers.Dropout(0.3), layers.Dense(CLASSES)], 1, 0),
+    "the output": (lambda: [layers.Dense(CLASSES), layers.BatchNormalization(), layers.Activation("sigmoid")], 1, 1),
+}
+
+
+def model_of(make, optimizer="adam", loss="mse", metrics=()):
+    dlcore.set_seed(3)
+    model = dlcore.Sequential([layers.Input((FEATURES,)), *make()], device="cpu")
+    model.compile(optimizer, loss, list(metrics))
+    model.build((FEATURES,))
+    return model
+
+
+def data():
+    rng = np.random.default_rng(0)
+    y = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, 3 * BATCH)]
+    return rng.standard_normal((3 * BATCH, FEATURES)).astype(np.float32), y
+
+
+def buffers(model, name):
+    found = {o for one in model._network.program.lists[name] for o in one.operands if o is not None}
+    assert all(o in model._engine._views or o.region == "extern" for o in found)
+    return sum(o.region == "work" for o in found)
+
+
+def both(monkeypatch, make, **compiled):
+    """A model that overwrites what it can, and one that does not."""
+    short = model_of(make, **compiled)
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "overwriting", lambda instructions: (instructions, {}))
+        return short, model_of(make, **compiled)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("optimizer", ["adam", "sam"])
+def test_the_same_bits_in_fewer_buffers(monkeypatch, name, optimizer):
+    make, trained, predicted = NETWORKS[name]
+    compiled = {"optimizer": dlcore.optimizers.SAM("adam")} if optimizer == "sam" else {}
+    short, long = both(monkeypatch, make, **compiled)
+    x, y = data()
+    given = x.copy()
+    for model in (short, long):
+        model.fit(x, y, BATCH, epochs=2, shuffle=False, verbose=0)
+    for _ in range(3):
+        assert short.train_on_batch(x[:BATCH], y[:BATCH]) == long.train_on_batch(x[:BATCH], y[:BATCH])
+    assert short.evaluate(x, y, verbose=0) == long.evaluate(x, y, verbose=0)
+    assert short.test_on_batch(x[:BATCH], y[:BATCH]) == long.test_on_batch(x[:BATCH], y[:BATCH])
+    np.testing.assert_array_equal(short.predict(x, BATCH), long.predict(x, BATCH))
+    np.testing.assert_array_equal(short.predict(x[:BATCH]), long.predict(x[:BATCH]))
+    for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(x, given)
+    passes = 2 if optimizer == "sam" else 1  # over the layers, in a step
+    for part, fewer in (("train", passes * trained), ("test", predicted), ("predict", predicted)):
+        assert buffers(long, part) - buffers(short, part) == fewer, part
+    assert (short._engine.nbytes < long._engine.nbytes) == bool(trained or predicted)
+
+
+def test_logits_that_metrics_read_again(monkeypatch):
+    """Probabilities are those of the logits, which the next metric reads, too."""
+    metrics = ["mse", "mae", "binary_accuracy"]
+    make = lambda: [layers.Dense(CLASSES, "sigmoid")]  # noqa: E731
+    short, long = both(monkeypatch, make, loss="binary_crossentropy", metrics=metrics)
+    x, y = data()
+    np.testing.assert_array_equal(short.evaluate(x, y, verbose=0), long.evaluate(x, y, verbose=0))
+    np.testing.assert_array_equal(
+        [short.train_on_batch(x, y) for _ in range(3)], [long.train_on_batch(x, y) for _ in range(3)]
+    )
