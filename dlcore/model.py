@@ -291,8 +291,7 @@ class Sequential:
     def train_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """One step on one mini-batch; the loss (and metrics) before the update."""
         with self._lock:
-            if self._averaged:
-                self._trainable()
+            self._trainable()
             return self._on_batch("train", x, y, sample_weight, return_dict)
 
     def test_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
@@ -306,8 +305,6 @@ class Sequential:
             data = self._data(x, y, weights)
             values = [*self._runner(data, len(data.samples)).whole(name).values()]
             self._passes.add(name, self, data, x, y, weights)
-        if not return_dict and len(values) == 1:
-            return values[0]
         assert self._network is not None
         return _result(values, self._network.histories, return_dict)
 

@@ -23,7 +23,7 @@ FLOORS = [
         "loss_scale",
         "exchange",
     },
-    {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program"},
+    {"check", "activations", "piecewise", "losses", "optimizers", "wrappers", "schedules", "program", "in_place"},
     {"native", "rewriting", "lowering", "step_text", "panel_text", "cache"},
     {"compile"},
     {"cpu", "cuda"},

@@ -109,13 +109,22 @@ def test_it_asks_as_long_as_jobs_are_looked_at(pool):
         look(pool, NEVER)
         assert len(pool.asked) == asked
     pool.crowd._wall = 0.0
-    pool.crowd._most = 1  # a crowd
-    pool.crowd._since = float("inf")
-    assert run()
-    assert pool.asked.pop() == 1
-    pool.crowd._most = 0
     assert all(run() for _ in range(3))
     assert len(pool.asked) == 4
+
+
+def test_it_asks_from_the_job_on_that_met_a_crowd(pool, monkeypatch):
+    def meets_one(*figures):
+        pool.crowd._most, pool.crowd._since = 1, float("inf")
+
+    _, run = ready(pool)
+    monkeypatch.setattr(pool.crowd, "due", lambda: True)
+    monkeypatch.setattr(pool.crowd, "count", meets_one)
+    look(pool, AT_ONCE)
+    assert run()
+    look(pool, NEVER)
+    assert run()
+    assert pool.asked == [2, 1]
 
 
 def test_it_runs_alone_while_another_thread_has_the_pool(pool):
@@ -131,6 +140,15 @@ def test_it_runs_alone_while_another_thread_has_the_pool(pool):
 def test_it_runs_alone_once_the_pool_is_closed(pool):
     _, run = ready(pool)
     pool.close()
+    assert run()
+    assert pool.asked == [1]
+
+
+def test_it_asks_a_pool_that_was_closed_during_a_job(pool):
+    _, run = ready(pool)
+    with Holding():
+        pool.close()  # waits for the job in vain
+    pool.asked.clear()
     assert run()
     assert pool.asked == [1]
 

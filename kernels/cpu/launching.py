@@ -59,10 +59,7 @@ _RANGE = """
     if wrong != 0:
         return MISFIT
 """
-_NUMBERS = {name: globals()[name] for name in (
-    "BLOCK", "CONTROL", "WORTH", "ENTRY", "JOB", "THREADS", "ADDRESSES", "PLACES", "COUNT", "SIZES",
-    "MISFIT", "DONE", "ASK", "HEAR",
-)}  # fmt: skip
+_NUMBERS = {name: value for name, value in globals().items() if name.isupper() and isinstance(value, int)}
 
 
 @functools.cache

@@ -132,8 +132,8 @@ def serve(control, thread):
 
 def at_once(control, worth, threads):
     """Whether a job worth ``worth`` threads would be granted ``threads``, and need not be looked at."""
-    ready = load_acquire(control + _READY)
-    return ready != 0 and min(worth, ready) == threads and cycle_counter() < load_acquire(control + _DUE)
+    granted = min(worth, load_acquire(control + _READY))
+    return granted == threads and cycle_counter() < load_acquire(control + _DUE)
 
 
 def ask_later(control, began):
