@@ -61,6 +61,7 @@ def _forward(rule, gemm, kernels, scratch, mini_batch, x, w, b, z, y, first, las
                 k,
                 count,
                 bias,
+                0,
             )
         if rule == 0:
             copy_rows(pre + at, out + at, rows, count * size, n * size)
@@ -118,32 +119,52 @@ def dense_backward_w(gemm, kernels, scratch, thread, threads, x, dz, dw):
     slab = slab_rows(n)
     first, last = row_share(k, thread, threads)
     for row in range(first, last, slab):
-        _gradient(gemm, kernels, scratch, x, dz, dw, row, min(slab, last - row))
+        _gradient(gemm, kernels, scratch, x, dz, dw, row, min(slab, last - row), 0)
 
 
 def dense_update(rule, gemm, kernels, scratch, thread, threads, x, dz, dw, w, slots, uniforms, offset):
-    """The same, and the optimizer on each slab of ``dW`` while it is in the cache."""
+    """The same, and the optimizer on each slab of ``dW`` while it is in the cache.
+
+    Other threads have read the weights: to write a line takes as long as to fetch it from where they run. Tiles ask
+    for these lines beside those of ``dW``.
+    """
     k, n = dw.shape
     size = dw.itemsize
     slab = slab_rows(n)
     first, last = row_share(k, thread, threads)
     stride = slots.shape[1] * size
     state = slots.ctypes.data + int(offset) * size
+    beside = w.ctypes.data - dw.ctypes.data if threads > 1 else 0
     for row in range(first, last, slab):
         rows = min(slab, last - row)
-        _gradient(gemm, kernels, scratch, x, dz, dw, row, rows)
+        _gradient(gemm, kernels, scratch, x, dz, dw, row, rows, beside)
         at = row * n * size
         call_update(rule, w.ctypes.data + at, dw.ctypes.data + at, state + at, stride, uniforms.ctypes.data, rows * n)
 
 
-def _gradient(gemm, kernels, scratch, x, dz, dw, first, rows):
+def _gradient(gemm, kernels, scratch, x, dz, dw, first, rows, beside):
     m, k = x.shape
     n = dz.shape[1]
     size = dz.itemsize
     source = x.ctypes.data + first * size
     result = dw.ctypes.data + first * n * size
     call_product(
-        gemm, kernels, scratch, source, size, k * size, dz.ctypes.data, n * size, 0, result, n * size, rows, m, n, 0
+        gemm,
+        kernels,
+        scratch,
+        source,
+        size,
+        k * size,
+        dz.ctypes.data,
+        n * size,
+        0,
+        result,
+        n * size,
+        rows,
+        m,
+        n,
+        0,
+        beside,
     )
 
 
@@ -167,7 +188,22 @@ def _backward_x(gemm, kernels, scratch, dz, w, dx, first, last):
     result = dx.ctypes.data + first * size
     count = last - first
     call_product(
-        gemm, kernels, scratch, dz.ctypes.data, n * size, size, weights, n * size, 1, result, k * size, m, n, count, 0
+        gemm,
+        kernels,
+        scratch,
+        dz.ctypes.data,
+        n * size,
+        size,
+        weights,
+        n * size,
+        1,
+        result,
+        k * size,
+        m,
+        n,
+        count,
+        0,
+        0,
     )
 
 

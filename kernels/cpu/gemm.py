@@ -50,11 +50,12 @@ def column_share(n, size, thread, threads):
     return count * thread // threads * width, min(n, count * (thread + 1) // threads * width)
 
 
-def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row, m, k, n, bias):
+def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row, m, k, n, bias, beside):
     """``C (m, n) = A B + bias``.
 
     Rows of ``A`` lie ``a_row`` apart, its elements along the inner index ``a_step``, rows of ``B`` ``b_row``, rows of
     ``C`` ``c_row``; where ``transposed`` is not 0, the rows of ``B`` are those of ``B^T``. ``bias`` is an address or 0.
+    What lies ``beside`` bytes behind ``C``, unless that is 0, is fetched to be written next.
     ``kernels_`` is the address of a vector of addresses: the panels for ``n`` columns, pack_transposed and ROW_PRODUCT
     (see microkernel.py). Kernels reach this function by its address: it is compiled once for all.
 
@@ -76,18 +77,18 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
                 vectors = (columns + lanes - 1) // lanes
                 tail = columns % lanes
                 strip = b + p * b_row + j * size
-                strip_step = b_row
+                step = b_row
                 packed = 0
                 if transposed != 0:
-                    strip_step = _WIDE
+                    step = _WIDE
                     call_pack(kernels[2 * VECTORS], b + j * b_row + p * size, b_row, scratch, depth, columns)
                     strip = scratch
                 elif tail == 0 or _MASKS_LOADS:
                     if packs:
                         packed = scratch
                 else:
-                    strip_step = vectors * _VECTOR
-                    copy_panel(strip, b_row, scratch, strip_step, depth, columns * size)
+                    step = vectors * _VECTOR
+                    copy_panel(strip, b_row, scratch, step, depth, columns * size)
                     strip = scratch
                 kernel = kernels[vectors - 1]
                 if tail > 0:
@@ -95,9 +96,9 @@ def product(kernels_, scratch, a, a_row, a_step, b, b_row, transposed, c, c_row,
                 add = 0
                 if bias != 0 and p + depth == k:
                     add = bias + j * size
-                target = c + i * c_row + j * size
+                to = c + i * c_row + j * size
                 call_panel(
-                    kernel, source, a_row, a_step, strip, strip_step, packed, target, c_row, rows, depth, p, add, tail
+                    kernel, source, a_row, a_step, strip, step, packed, to, c_row, rows, depth, p, add, tail, beside
                 )
                 j += columns
 

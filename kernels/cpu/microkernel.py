@@ -124,20 +124,22 @@ class Emitter:
 
 
 def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
-    """An intrinsic ``tile(a, a_row, a_step, b, b_step, packed, c, c_row, count, k, accumulate, bias, tail)``.
+    """An intrinsic ``tile(a, a_row, a_step, b, b_step, packed, c, c_row, count, k, accumulate, bias, tail,
+    beside)``.
 
     ``C = A B``, plus ``C`` itself where ``accumulate``, plus a row of biases where its address is not 0; ``count``
     rows of ``rows``: the missing ones repeat the last. Of the last vector, ``tail`` elements are there if ``masked``.
     The rows of ``B`` are also written to ``packed``, one after another, unless that is 0: packing costs no time of its
-    own beside the multiplications, and what lies ahead in ``B`` is fetched meanwhile.
+    own beside the multiplications, and what lies ahead in ``B`` is fetched meanwhile. What lies ``beside`` bytes behind
+    the tile of ``C``, unless that is 0, is fetched to be written, as ``C`` itself is.
     """
     count = lanes(dtype)
     width = vector_bytes()
 
     @intrinsic
-    def tile(typing_context, a, a_row, a_step, b, b_step, packed, c, c_row, rows_, k, accumulate, bias, tail):
+    def tile(typing_context, a, a_row, a_step, b, b_step, packed, c, c_row, rows_, k, accumulate, bias, tail, beside):
         def codegen(context, builder, signature, arguments):
-            a, a_row, a_step, b, b_step, packed, c, c_row, rows_, k, accumulate, bias, tail = arguments
+            a, a_row, a_step, b, b_step, packed, c, c_row, rows_, k, accumulate, bias, tail, beside = arguments
             e = Emitter(builder, dtype, count)
             multiply_add = e.function(f"llvm.fmuladd.{e.suffix}", e.vector, [e.vector] * 3)
             mask = e.mask(tail) if masked else None
@@ -181,6 +183,9 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
             each = [(r, v) for r in range(rows) for v in range(vectors)]
             for r, v in each:
                 e.prefetch(c_offset[r], v * width, write=True)
+            with builder.if_then(builder.icmp_signed("!=", beside, e.constant(0))):
+                for r, v in each:
+                    e.prefetch(builder.add(c_offset[r], beside), v * width, write=True)
             with builder.if_else(builder.icmp_signed("!=", packed, e.constant(0))) as (packs, reads):
                 with packs:
                     e.loop(k, lambda: step(True))
@@ -199,21 +204,22 @@ def _tile(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
                 e.store(builder.load(sums[r][v]), c_offset[r], v * width, masks[v])
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 13), codegen
+        return types.void(*[types.int64] * 14), codegen
 
     return tile
 
 
 _PANEL = """
-def {name}(a, a_row, a_step, b, b_step, packed, c, c_row, m, k, accumulate, bias, tail):
+def {name}(a, a_row, a_step, b, b_step, packed, c, c_row, m, k, accumulate, bias, tail, beside):
     copy = packed
     for i in range(0, m, {rows}):
         count = min({rows}, m - i)
-        tile(a + i * a_row, a_row, a_step, b, b_step, copy, c + i * c_row, c_row, count, k, accumulate, bias, tail)
+        here, to = a + i * a_row, c + i * c_row
+        tile(here, a_row, a_step, b, b_step, copy, to, c_row, count, k, accumulate, bias, tail, beside)
         if copy != 0:
             b, b_step, copy = packed, {width}, 0
 """
-PANEL_SIGNATURE = types.void(*[types.int64] * 13)
+PANEL_SIGNATURE = types.void(*[types.int64] * 14)
 
 
 @functools.cache
