@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .instructions import ROWS, Instruction
+from .instructions import Instruction
 
 if TYPE_CHECKING:
     from .program import Buffer
@@ -37,7 +37,7 @@ def overwriting(instructions: Sequence[Instruction]) -> tuple[list[Instruction],
 
 def _is_free(instructions: Sequence[Instruction], k: int, buffer: Buffer) -> bool:
     """Whether the list itself writes ``buffer`` before instruction ``k``, and reads it last there."""
-    if buffer.region != "work" or buffer.shape[0] != ROWS:
+    if buffer.region != "work":  # what is kept from step to step
         return False
     writers = [one for one in instructions[:k] if buffer in _written(one)]
     if not writers or any(one.op.name.startswith("gather_") for one in writers):

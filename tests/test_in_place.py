@@ -5,7 +5,7 @@ import pytest
 
 import dlcore
 from dlcore import layers
-from dlcore.kernels import program
+from dlcore.kernels import Builder, program
 
 FEATURES, CLASSES, BATCH = 6, 4, 8
 
@@ -112,3 +112,14 @@ def test_logits_that_metrics_read_again(monkeypatch):
     np.testing.assert_array_equal(
         [short.train_on_batch(x, y) for _ in range(3)], [long.train_on_batch(x, y) for _ in range(3)]
     )
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_kept_from_step_to_step_stays(kept):
+    b = Builder()
+    given, y = b.rows("given", 3), b.rows("y", 3)
+    z = b.state("z", given.shape) if kept else b.rows("z", 3)
+    b.emit("hadamard", given, given, z)
+    b.emit("activation_forward", z, y, rule=dlcore.kernels.find("activation", "tanh"))
+    assert b.finish("list") == ({} if kept else {y: z})
+    assert (y in b.program.buffers["work"]) == kept
