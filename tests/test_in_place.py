@@ -45,6 +45,11 @@ NETWORKS = {
     ),
     "samples": (lambda: [layers.Dropout(0.3), layers.Dense(CLASSES)], 0, 0),
     "what samples became": (lambda: [layers.Activation("tanh"), layers.Dropout(0.3), layers.Dense(CLASSES)], 1, 0),
+    "the output, behind two": (
+        lambda: [layers.Dense(CLASSES), layers.BatchNormalization(), *map(layers.Activation, ("relu", "tanh"))],
+        1,
+        2,
+    ),
     "the output": (lambda: [layers.Dense(CLASSES), layers.BatchNormalization(), layers.Activation("sigmoid")], 1, 1),
 }
 
@@ -114,12 +119,30 @@ def test_logits_that_metrics_read_again(monkeypatch):
     )
 
 
+TANH = dlcore.kernels.find("activation", "tanh")
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_what_is_kept_from_step_to_step_stays(kept):
     b = Builder()
     given, y = b.rows("given", 3), b.rows("y", 3)
     z = b.state("z", given.shape) if kept else b.rows("z", 3)
     b.emit("hadamard", given, given, z)
-    b.emit("activation_forward", z, y, rule=dlcore.kernels.find("activation", "tanh"))
+    b.emit("activation_forward", z, y, rule=TANH)
     assert b.finish("list") == ({} if kept else {y: z})
     assert (y in b.program.buffers["work"]) == kept
+
+
+def test_what_the_list_does_not_write_stays():
+    b = Builder()
+    b.emit("activation_forward", b.rows("given", 3), b.rows("y", 3), rule=TANH)
+    assert b.finish("list") == {}
+
+
+def test_a_result_that_held_something_else_before_stays():
+    b = Builder()
+    given, z, y = (b.rows(name, 3) for name in ("given", "z", "y"))
+    b.emit("hadamard", given, given, y)
+    b.emit("hadamard", given, y, z)
+    b.emit("activation_forward", z, y, rule=TANH)
+    assert b.finish("list") == {}

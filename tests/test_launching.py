@@ -100,6 +100,14 @@ def test_what_is_worth_fewer_threads_takes_fewer(pool, monkeypatch):
     assert pool.asked[0] < 8
 
 
+def test_one_thread_needs_no_pool(pool, monkeypatch):
+    monkeypatch.setattr(threads, "_num_threads", 1)
+    prepared, run = square()
+    assert all(run() for _ in range(3))
+    assert [*prepared._tables] == [1]
+    assert prepared._ready is None
+
+
 def test_it_asks_as_long_as_jobs_are_looked_at(pool):
     _, run = ready(pool)
     pool.crowd._wall = 1e-3  # a window has begun
