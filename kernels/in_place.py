@@ -32,7 +32,7 @@ def overwriting(instructions: Sequence[Instruction]) -> tuple[list[Instruction],
         if _is_free(result, k, source) and not any(target in other.operands for other in result[:k]):
             instead[target] = source
             result = [_with(other, target, source) for other in result]
-    return result, {target: _last(instead, target) for target in instead}
+    return result, instead
 
 
 def _is_free(instructions: Sequence[Instruction], k: int, buffer: Buffer) -> bool:
@@ -64,9 +64,3 @@ def _with(instruction: Instruction, target: Buffer, source: Buffer) -> Instructi
         return instruction
     operands = [source if operand is target else operand for operand in instruction.operands]
     return Instruction(instruction.op, operands, instruction.rule, instruction.scalars)
-
-
-def _last(instead: dict[Buffer, Buffer], target: Buffer) -> Buffer:
-    while target in instead:
-        target = instead[target]
-    return target
