@@ -97,6 +97,8 @@ class Optimizer:
     All of it happens inside the fused step, and nothing of it is computed that is not asked for.
     """
 
+    _changes = 0  # of attributes
+
     def __init__(
         self,
         rule: Any,
@@ -194,12 +196,19 @@ class Optimizer:
         checked = self.loss_scale, self.skip_nonfinite
         return self.clipped, checked, self.gradient_accumulation_steps or 1, self.sharpness
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        super().__setattr__("_changes", self._changes + 1)
+
     @property
     def settings(self) -> tuple[Any, ...]:
-        """Equal as long as rule, surroundings and values are; quicker to compare than to make those again."""
+        """Equal as long as rule, surroundings and values are; quicker to compare than to make those again.
+
+        Attributes are many and seldom set: their changes are counted.
+        """
         schedule = self.schedule
         changing = () if schedule is None else (*vars(schedule).values(), *schedule.values.values())
-        return *vars(self).values(), *self.values.values(), *changing
+        return self._changes, *self.values.values(), *changing
 
     @property
     def clipped(self) -> str:
