@@ -244,20 +244,9 @@ def test_an_interrupt_at_any_instruction_leaves_it_usable():
     out = python(
         READY
         + """
-def interrupt_at(instruction):
-    seen = itertools.count(1)
-    def trace(frame, event, argument):
-        if frame.f_code.co_filename != prepared.__file__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and next(seen) == instruction:
-            raise KeyboardInterrupt
-        return trace
-    return trace
-
 for instruction in itertools.count(1):
     look(threads._pool, NEVER)
-    sys.settrace(interrupt_at(instruction))
+    sys.settrace(t.interrupt_at(instruction, prepared))
     try:
         run()
         break

@@ -2,6 +2,7 @@
 
 import _thread
 import inspect
+import itertools
 import os
 import pathlib
 import subprocess
@@ -271,26 +272,31 @@ def test_an_interrupt_leaves_the_pool_usable():
     assert block[_ROUNDS + 2] == 0
 
 
+def interrupt_at(instruction, module):
+    """A trace function with an interrupt at that instruction, counted from 1, of the code of a module."""
+    seen = itertools.count(1)
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename != module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(seen) == instruction:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
 @pytest.mark.parametrize("block", ["contextlib.nullcontext(2)", "threads.pool(2, meet=False)"], ids=["run", "block"])
 def test_an_interrupt_at_any_instruction_leaves_the_pool_usable(block):
     out = python(f"""
         import contextlib, itertools, sys
-        def interrupt_at(instruction):
-            seen = itertools.count(1)
-            def trace(frame, event, argument):
-                if frame.f_code.co_filename != threads.__file__:
-                    return None
-                frame.f_trace_opcodes = True
-                if event == "opcode" and next(seen) == instruction:
-                    raise KeyboardInterrupt
-                return trace
-            return trace
         block = t.meeting(20, 2)
         assert t.calls(2) == [1, 1]
         t.entry(t.meet)
         for instruction in itertools.count(1):
             time.sleep(1e-3)  # the worker sleeps
-            sys.settrace(interrupt_at(instruction))
+            sys.settrace(t.interrupt_at(instruction, threads))
             try:
                 with {block} as granted:
                     threads.run(t.entry(t.meet), block.ctypes.data, granted)
