@@ -218,14 +218,14 @@ def test_what_a_launcher_says(pool, worth, of, cycle, asked, said):
     block[launching.ADDRESSES] = block[launching.SIZES] = block[launching.PLACES] = counts.ctypes.data
     pool.words[threads._READY // 8] = of
     look(pool, cycle)
-    assert launching.launcher(())(block.ctypes.data, asked) == said
+    assert launching.launcher((), True)(block.ctypes.data, asked) == said
     done = 1 if said == launching.DONE else 0
     assert counts[: 2 * LINE : LINE].tolist() == [done] * 2
     assert (pool.words[threads._DUE // 8] != cycle) == bool(asked)
     if said == launching.DONE and not asked:
         word = pool.words[threads._READY // 8 :]
         block[launching.ENTRY : launching.THREADS] = entry(hush), word.ctypes.data
-        assert launching.launcher(())(block.ctypes.data, 0) == launching.HEAR
+        assert launching.launcher((), True)(block.ctypes.data, 0) == launching.HEAR
 
 
 READY = """

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from .. import compile as compiler
-from ..native import view_words
+from ..native import call_entry, view_words
 from .machine import cycle_counter
 from .threads import ask_later, at_once, is_well, start
 
@@ -28,9 +28,7 @@ MISFIT, DONE, ASK, HEAR = range(4)
 _TEXT = """
 def launch(block_, asked, {names}):
     block = words(block_, BLOCK)
-    control, threads = block[CONTROL], block[THREADS]
-    if asked == 0 and not at_once(control, block[WORTH], threads):
-        return ASK
+{question}
     sizes = words(block[SIZES], {sizes})
     if {misfit}:
         return MISFIT
@@ -41,14 +39,24 @@ def launch(block_, asked, {names}):
     places = words(block[PLACES], 2 * count)
     for p in range(count):
         words(places[2 * p], 1)[0] = addresses[places[2 * p + 1]]
+{run}
+    return DONE
+"""
+
+_QUESTION = """
+    control, threads = block[CONTROL], block[THREADS]
+    if asked == 0 and not at_once(control, block[WORTH], threads):
+        return ASK
+"""
+_RUN = """
     began = cycle_counter()
     start(control, block[ENTRY], block[JOB], threads)
     if asked == 0:
         return DONE if is_well(control) else HEAR
     if threads > 1:
         ask_later(control, began)
-    return DONE
 """
+_RUN_ALONE = "    call_entry(block[ENTRY], block[JOB], 0)"  # the rest takes a tenth of a second to compile
 
 _RANGE = """
     low, high = sizes[{place}], sizes[{place} + 1]
@@ -63,7 +71,7 @@ _NUMBERS = {name: value for name, value in globals().items() if name.isupper() a
 
 
 @functools.cache
-def launcher(kinds: tuple[tuple[np.dtype, int, bool, bool], ...]) -> Any:
+def launcher(kinds: tuple[tuple[np.dtype, int, bool, bool], ...], pooled: bool) -> Any:
     """A native function that writes the addresses of arrays where a table wants them, and runs the job.
 
     ``launch(block, asked, *arrays)``, with the address of a block. A kind says an array's dtype, number of axes,
@@ -72,8 +80,8 @@ def launcher(kinds: tuple[tuple[np.dtype, int, bool, bool], ...]) -> Any:
     dtype or number of axes, strides, or a read-only array that is to be written, there is a TypeError. Python alone
     would need a microsecond for each array.
 
-    Whoever is inside ``with pool(...)``, or needs one thread only, has ``asked``. Another must hold the lock of the
-    pool; if it cannot begin at once, nothing is done.
+    Where jobs are ``pooled``, who is inside ``with pool(...)`` has ``asked``. Another must hold the lock of the pool;
+    if it cannot begin at once, nothing is done and it says ASK. Otherwise jobs run on the calling thread.
     """
     names = [f"a{k}" for k in range(len(kinds))]
     stores = "\n".join(f"    addresses[{k}] = {name}.ctypes.data" for k, name in enumerate(names))
@@ -88,9 +96,12 @@ def launcher(kinds: tuple[tuple[np.dtype, int, bool, bool], ...]) -> Any:
         sizes=len(extents) + 2 * len(bounded),
         misfit=misfit or "False",
         ranges=ranges,
+        question=_QUESTION if pooled else "",
+        run=_RUN if pooled else _RUN_ALONE,
     )
     arrays = [types.Array(numba.from_dtype(kind), axes, "C", readonly=not written) for kind, axes, written, _ in kinds]
-    inlined = {body.__name__: compiler.CPU.inline(body) for body in (start, at_once, ask_later, is_well)}
-    scope = {"words": view_words, "cycle_counter": cycle_counter, **inlined, **_NUMBERS}
+    scope = {"words": view_words, "call_entry": call_entry, "cycle_counter": cycle_counter, **_NUMBERS}
+    if pooled:
+        scope |= {body.__name__: compiler.CPU.inline(body) for body in (start, at_once, ask_later, is_well)}
     function = compiler.make(text, "launch", scope, str(kinds))
     return compiler.native(function, types.int64(types.int64, types.int64, *arrays))

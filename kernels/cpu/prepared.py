@@ -77,7 +77,7 @@ class Prepared:
         self._addresses = np.zeros(len(operands) + 1, np.int64)
         self._tables: dict[int, _Job] = {}
         self._checked = checking()
-        self._launch = launcher(kinds)
+        self._launch = launcher(kinds, self._worth > 1)
         # What a launch needs that does not ask the pool: the address of a block, the pool and its lock. None: it asks.
         self._ready: tuple[int, Any, Any] | None = None
 
