@@ -276,7 +276,7 @@ class Sequential:
         """The outputs ``(samples, outputs)`` for ``x``, as a NumPy array."""
         rows = training.positive("batch_size", batch_size)
         with self._lock:
-            known = self._passes.get(("predict", getattr(x, "shape", ())), Passes.none)(x, rows)
+            known = self._passes.run("predict", x, rows)
             if known is not None:
                 return known
             if not self.built:
@@ -300,7 +300,7 @@ class Sequential:
             return self._on_batch("test", x, y, sample_weight, return_dict)
 
     def _on_batch(self, name: str, x: Any, y: Any, weights: Any, return_dict: bool) -> Any:
-        values = self._passes.get((name, getattr(x, "shape", ())), Passes.none)(x, y, weights)
+        values = self._passes.run(name, x, y, weights)
         if values is None:
             data = self._data(x, y, weights)
             values = [*self._runner(data, len(data.samples)).whole(name).values()]

@@ -97,7 +97,7 @@ class Optimizer:
     All of it happens inside the fused step, and nothing of it is computed that is not asked for.
     """
 
-    _changes = 0  # of attributes
+    _changes = 0  # how often attributes were set
 
     def __init__(
         self,
@@ -202,9 +202,9 @@ class Optimizer:
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """Equal as long as rule, surroundings and values are; quicker to compare than to make those again.
+        """Others once rule, surroundings or values are; quicker to compare than to make those again.
 
-        Attributes are many and seldom set: their changes are counted.
+        Attributes are many and seldom set: how often is counted, whatever they are set to.
         """
         schedule = self.schedule
         changing = () if schedule is None else (*vars(schedule).values(), *schedule.values.values())

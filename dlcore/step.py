@@ -151,9 +151,10 @@ class Step(Evaluation):
 class Passes(dict[tuple[str, tuple[int, ...]], Any]):
     """What a model is ready for: passes by function and shape of the samples."""
 
-    @staticmethod
-    def none(*given: Any) -> None:
-        """What there is for other mini-batches: nothing is known of them, and they go the long way."""
+    def run(self, name: str, x: Any, *others: Any) -> Any:
+        """What the pass for ``x`` gives; None where there is none, or it needs the long way."""
+        ready = self.get((name, getattr(x, "shape", ())))
+        return None if ready is None else ready(x, *others)
 
     def add_outputs(self, model: Any, x: Any, samples: np.ndarray) -> None:
         """Be ready for mini-batches like ``x``, where arrays can be handed to the kernels, as they are or copied."""

@@ -14,7 +14,7 @@ from .instructions import Instruction
 if TYPE_CHECKING:
     from .program import Buffer
 
-_FROM_TO = {"activation_forward": (0, 1), "dropout": (0, 3)}  # the operands that may be the same array
+_BY_ELEMENTS = ("activation_forward", "dropout")  # what their first operand is, the one that they write may be
 
 
 def overwriting(instructions: Sequence[Instruction]) -> tuple[list[Instruction], dict[Buffer, Buffer]]:
@@ -26,9 +26,9 @@ def overwriting(instructions: Sequence[Instruction]) -> tuple[list[Instruction],
     result = list(instructions)
     instead: dict[Buffer, Buffer] = {}
     for k, one in enumerate(instructions):
-        if one.op.name not in _FROM_TO:
+        if one.op.name not in _BY_ELEMENTS:
             continue
-        source, target = (result[k].operands[place] for place in _FROM_TO[one.op.name])
+        source, (target,) = result[k].operands[0], _written(result[k])
         if _is_free(result, k, source) and not any(target in other.operands for other in result[:k]):
             instead[target] = source
             result = [_with(other, target, source) for other in result]

@@ -74,7 +74,24 @@ def test_it_asks_when_a_look_is_due_and_not_for_a_while_after_that(pool):
     look(pool, AT_ONCE)
     assert run()
     assert pool.asked == [2]
-    assert pool.words[threads._DUE // 8] > 0
+    assert pool.words[threads._DUE // 8] > threads._GLANCE
+
+
+@pytest.mark.parametrize(
+    ("now", "took", "due"),
+    [
+        (0, 0, 0),  # there is no cycle counter
+        (10**12, threads._GLANCE // 100, 10**12 + threads._GLANCE),
+        (10**12, threads._GLANCE // 8, 10**12 + threads._GLANCE // 8 * 16),
+        (10**12, threads._GLANCE, 10**12 + 4 * threads._GLANCE),
+    ],
+)
+def test_when_the_next_look_is_due(monkeypatch, now, took, due):
+    stored = {}
+    monkeypatch.setattr(threads, "cycle_counter", lambda: now)
+    monkeypatch.setattr(threads, "store_release", stored.__setitem__)
+    threads.ask_later(4096, now - took)
+    assert stored == {4096 + threads._DUE: due}
 
 
 def test_it_takes_another_number_of_threads(pool, monkeypatch):

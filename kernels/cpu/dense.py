@@ -148,24 +148,9 @@ def _gradient(gemm, kernels, scratch, x, dz, dw, first, rows, beside):
     size = dz.itemsize
     source = x.ctypes.data + first * size
     result = dw.ctypes.data + first * n * size
-    call_product(
-        gemm,
-        kernels,
-        scratch,
-        source,
-        size,
-        k * size,
-        dz.ctypes.data,
-        n * size,
-        0,
-        result,
-        n * size,
-        rows,
-        m,
-        n,
-        0,
-        beside,
-    )
+    right = dz.ctypes.data
+    step = n * size
+    call_product(gemm, kernels, scratch, source, size, k * size, right, step, 0, result, step, rows, m, n, 0, beside)
 
 
 def dense_backward_x(gemm, kernels, scratch, dz, w, dx):
@@ -187,24 +172,9 @@ def _backward_x(gemm, kernels, scratch, dz, w, dx, first, last):
     weights = w.ctypes.data + first * n * size
     result = dx.ctypes.data + first * size
     count = last - first
-    call_product(
-        gemm,
-        kernels,
-        scratch,
-        dz.ctypes.data,
-        n * size,
-        size,
-        weights,
-        n * size,
-        1,
-        result,
-        k * size,
-        m,
-        n,
-        count,
-        0,
-        0,
-    )
+    left = dz.ctypes.data
+    step = n * size
+    call_product(gemm, kernels, scratch, left, step, size, weights, step, 1, result, k * size, m, n, count, 0, 0)
 
 
 def activation_forward(rule, z, y):

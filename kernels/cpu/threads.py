@@ -43,6 +43,8 @@ from .machine import (
 from .waiting import LINE, wait, wake
 
 MOST_ANYWHERE = 64  # threads that may be asked for on any machine, however few CPUs it has
+_GLANCE = int(GLANCE * 1e6) * CYCLES_PER_MICROSECOND
+
 # ------------------------------------------------------------------------------------------------- jobs, natively
 
 # The control block of a pool. Line 0 is the job, whose entry is 0 while there is none, the address of launch(), how
@@ -151,7 +153,6 @@ def is_well(control):
     return load_acquire(control + _READY) != 0
 
 
-_GLANCE = int(GLANCE * 1e6) * CYCLES_PER_MICROSECOND
 _I = types.int64
 _SIGNATURES = {launch: types.void(_I, _I, _I, _I), start: types.void(_I, _I, _I, _I), serve: types.void(_I, _I)}
 
