@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import commands
+from . import commands, installation
 from ._version import __version__
 from .kernels.device import DeviceError, check_name
 from .kernels.precision import PRECISIONS
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = sub.add_parser("info", help="versions, processor, GPU, cache")
     info.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    info.set_defaults(call=commands.info)
+    info.set_defaults(call=installation.info)
 
     warmup = sub.add_parser("warmup", help="compile the kernels now, so that the first training starts at once")
     warmup.add_argument("--float64", action="store_true", help="those for float64 too")
@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument(
         "--many", action="store_true", help="with --cuda those of fit_many too, which trains many models at once"
     )
-    warmup.set_defaults(call=commands.warmup)
+    warmup.set_defaults(call=installation.warmup)
 
     tune = sub.add_parser(
         "tune",

@@ -127,6 +127,10 @@ class _CallbackImplementation(_Implementation):
 class NativeCache(caching.FunctionCache):
     _impl_class = _Implementation
 
+    def holds_it(self) -> bool:
+        """Whether the function is on the disk."""
+        return os.path.exists(self._cache_file._index_path)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """What is on the disk, without the declarations of all that Numba can compile: they take it 0.2 s.
 

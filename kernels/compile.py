@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,7 +66,7 @@ def announcing(hook: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def _counted(name: str, hits: Callable[[], int]) -> Iterator[None]:
+def _counted(hits: Callable[[], int], fresh: bool = False) -> Iterator[None]:
     before, start = hits(), time.perf_counter()
     collects = gc.isenabled()
     gc.disable()  # the compiler makes many objects and few cycles: looking for them takes 5% of its time
@@ -77,7 +76,7 @@ def _counted(name: str, hits: Callable[[], int]) -> Iterator[None]:
         if collects:
             gc.enable()
     STATISTICS["seconds"] += time.perf_counter() - start
-    STATISTICS["loaded" if hits() > before else "compiled"] += 1
+    STATISTICS["loaded" if hits() > before and not fresh else "compiled"] += 1
 
 
 def make(text: str, name: str, scope: dict[str, Any], *meanings: str) -> Any:
@@ -107,28 +106,69 @@ def _filed(function: Any, *meanings: str) -> Any:
 def native(function: Any, signature: Any, options: dict[str, Any] | None = None) -> Any:
     """A dispatcher for ``function`` (made by :func:`make`), compiled for ``signature`` or loaded from the disk."""
     dispatcher = numba.njit(**{**OPTIONS, **(options or {})})(function)
-    dispatcher._cache = place = cache.NativeCache(function)
-    _announce(function, place)
-    with _counted(function.__name__, lambda: sum(dispatcher.stats.cache_hits.values())):
+    dispatcher._cache = cache.NativeCache(function)
+    if not dispatcher._cache.holds_it():
+        _announce(function)
+    with _counted(lambda: sum(dispatcher.stats.cache_hits.values())):
         dispatcher.compile(signature)
     dispatcher.disable_compile()
     return dispatcher
 
 
-def callback(function: Any, signature: Any, options: dict[str, Any] | None = None) -> CFunc:
-    """``function`` as a C function with an address."""
-    compiled = CFunc(function, (signature.args, signature.return_type), {}, {**_CALLBACK_OPTIONS, **(options or {})})
-    vars(compiled)["_cache"] = place = cache.CallbackCache(function)
-    _announce(function, place)
-    with _counted(function.__name__, lambda: compiled.cache_hits):
-        compiled.compile()
-    return compiled
+class Callback:
+    """``function`` (made by :func:`make` or :func:`whole`) as a C function; ``rule`` is the one that errors name.
+
+    It is compiled, or loaded from the disk, when its address is first asked for.
+    """
+
+    def __init__(self, function: Any, signature: Any, options: dict[str, Any] | None = None, rule: Any = None) -> None:
+        signature = signature.args, signature.return_type
+        self._compiled = CFunc(function, signature, {}, {**_CALLBACK_OPTIONS, **(options or {})})
+        vars(self._compiled)["_cache"] = self._place = cache.CallbackCache(function)
+        self._function, self._rule = function, rule
+
+    @property
+    def fingerprint(self) -> str:
+        """The name under which it is filed."""
+        return str(self._function.__fingerprint__)
+
+    @property
+    def missing(self) -> bool:
+        """Whether it has to be compiled: neither this process has done so, nor does the disk hold it."""
+        return "address" not in vars(self) and not self._place.holds_it()
+
+    @functools.cached_property
+    def address(self) -> int:
+        """The address of the C function."""
+        return self.compile()
+
+    def compile(self, fresh: bool = False) -> int:
+        """The address; what is ``fresh`` was compiled for this process by another, and counts as compiled."""
+        if fresh or not self._place.holds_it():
+            _announce(self._function)
+        with _counted(lambda: self._compiled.cache_hits, fresh), _reporting(self._rule):
+            self._compiled.compile()
+        assert self._compiled.address is not None
+        self.address = int(self._compiled.address)
+        return self.address
 
 
-def _announce(function: Any, place: Any) -> None:
-    if ON_COMPILE and not os.path.exists(place._cache_file._index_path):
-        for hook in ON_COMPILE:
-            hook(function.__name__)
+def _announce(function: Any) -> None:
+    for hook in ON_COMPILE:
+        hook(function.__name__)
+
+
+@contextmanager
+def _reporting(rule: Rule | None) -> Iterator[None]:
+    """Numba's errors, headed by the rule and its line."""
+    try:
+        yield
+    except NumbaError as error:
+        if rule is None:
+            raise
+        message = str(error).strip().splitlines()
+        hint = next((line.strip() for line in message if line.strip() and "Failed in" not in line), "")
+        raise RuleError(f"{rule.label} does not compile: {hint}") from error
 
 
 # ------------------------------------------------------------------------------- rules, as strips of elements
@@ -191,7 +231,7 @@ def _readable(rule: Rule, part: str, dtype: np.dtype) -> str:
     return f"{rule.kind}_{rule.name}_{part}_{dtype.name}"
 
 
-_compiled: dict[Any, Any] = {}
+_compiled: dict[Any, Callback] = {}
 
 
 def form_of(rule: Any) -> tuple[Any, ...]:
@@ -201,18 +241,7 @@ def form_of(rule: Any) -> tuple[Any, ...]:
     return rule.main, rule.slope, tuple(rule.parameters.items())
 
 
-@contextmanager
-def _reporting(rule: Rule) -> Iterator[None]:
-    """Numba's errors, headed by the rule and its line."""
-    try:
-        yield
-    except NumbaError as error:
-        message = str(error).strip().splitlines()
-        hint = next((line.strip() for line in message if line.strip() and "Failed in" not in line), "")
-        raise RuleError(f"{rule.label} does not compile: {hint}") from error
-
-
-def strip(rule: Any, part: str, dtype: Any) -> CFunc:
+def strip(rule: Any, part: str, dtype: Any) -> Callback:
     """The native strip of ``rule``.
 
     Parts are ``value`` and ``slope`` of activations, ``loss`` of losses; of optimizers ``update``, ``summands`` where
@@ -223,24 +252,24 @@ def strip(rule: Any, part: str, dtype: Any) -> CFunc:
         dtype = np.dtype(dtype)
         name = _readable(rule, part, dtype)
         scope: dict[str, Any] = {"view": VIEWS[dtype][1], "number": dtype.type}
-        with _reporting(rule):
-            if part in ("update", "summands", "terms", "step"):
-                names = ("terms", "update") if part == "step" else (part,)
-                lowered = {n: lower(rule, n, dtype, CPU) for n in names}
-                write = panel_text if rule.factors else strip_text
-                text = write(rule, part, lowered[names[-1]].uniforms, name)
-                scope |= {"view_double": VIEWS[np.dtype(np.float64)][1], "prefetch": prefetch}
-                scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
-                scope |= {"math": math} | {f.__name__: CPU.inline(f) for f in mathfn.ordering(dtype)}
-            else:
-                names = ("value", "slope") if part == "loss" else (part,)
-                lowered = {n: lower(rule, n, dtype, CPU) for n in names}
-                text = _STRIPS[part].format(name=name)
-            scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
-            function = make(text, name, scope, *(low.text for low in lowered.values()))
-            options = _SUMMING if part in ("summands", "terms", "step") else None
-            factored = rule.kind == "optimizer" and rule.factors
-            _compiled[key] = callback(function, _PANEL_SIGNATURE if factored else STRIP_SIGNATURES[part], options)
+        if part in ("update", "summands", "terms", "step"):
+            names = ("terms", "update") if part == "step" else (part,)
+            lowered = {n: lower(rule, n, dtype, CPU) for n in names}
+            write = panel_text if rule.factors else strip_text
+            text = write(rule, part, lowered[names[-1]].uniforms, name)
+            scope |= {"view_double": VIEWS[np.dtype(np.float64)][1], "prefetch": prefetch}
+            scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
+            scope |= {"math": math} | {f.__name__: CPU.inline(f) for f in mathfn.ordering(dtype)}
+        else:
+            names = ("value", "slope") if part == "loss" else (part,)
+            lowered = {n: lower(rule, n, dtype, CPU) for n in names}
+            text = _STRIPS[part].format(name=name)
+        scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
+        function = make(text, name, scope, *(low.text for low in lowered.values()))
+        options = _SUMMING if part in ("summands", "terms", "step") else None
+        factored = rule.kind == "optimizer" and rule.factors
+        signature = _PANEL_SIGNATURE if factored else STRIP_SIGNATURES[part]
+        _compiled[key] = Callback(function, signature, options, rule)
     return _compiled[key]
 
 
@@ -264,7 +293,7 @@ def _trial(rule: Any) -> None:
     elif isinstance(rule, Optimizer):
         parts += [part for part in ("summands", "terms") if getattr(rule, part) is not None]
     for part in parts:
-        strip(rule, part, np.float32)
+        strip(rule, part, np.float32).compile()
 
 
 ON_REGISTER.append(_trial)

@@ -7,6 +7,7 @@ import pytest
 
 from dlcore.cli import main
 from dlcore.kernels import compile
+from dlcore.kernels.cpu import compiling
 from dlcore.kernels.device import capability, simulated
 
 QUICK = ["--epochs", "2", "--layers", "8"]
@@ -220,6 +221,13 @@ def test_interrupt_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(commands, "_load", interrupted)
     assert main(["train"]) == 130
     assert capsys.readouterr().err == "dlcore: stopped\n"
+
+
+@pytest.mark.parametrize(("threads", "said"), [(1, "1 process (1 thread)"), (2, "2 processes")])
+def test_info_says_how_kernels_are_compiled(capsys, monkeypatch, threads, said):
+    monkeypatch.setattr(compiling, "get_num_threads", lambda: threads)
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compilation"] == said
 
 
 def test_info_and_help_and_warmup(capsys):

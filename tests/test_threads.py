@@ -61,7 +61,7 @@ def entry(body):
     """The address of ``body`` as a C function."""
     if body not in _callbacks:
         function = compile.make(inspect.getsource(body), body.__name__, body.__globals__, machine.VARIANT)
-        _callbacks[body] = compile.callback(function, types.void(types.int64, types.int64))
+        _callbacks[body] = compile.Callback(function, types.void(types.int64, types.int64))
     return _callbacks[body].address
 
 

@@ -200,7 +200,7 @@ class Engine:
                 return
             with pool(self._threads(name, rows)) as granted:
                 workspace = self._job(name, steps, batch, samples, first, granted)
-                run(entry_point(work), workspace.job_address, granted)
+                run(entry_point(work).address, workspace.job_address, granted)
 
 
 def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
@@ -224,7 +224,7 @@ def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, sampl
             engine.program.check_run(steps, batch, samples, first, engine.rows)
             jobs[2 + k] = engine._job(name, steps, batch, samples, first, 1).job_address
         with pool(min(len(engines), get_num_threads()), meet=False) as granted:
-            run(entry_point(work_many), jobs.ctypes.data, granted)
+            run(entry_point(work_many).address, jobs.ctypes.data, granted)
 
 
 def _gathered(steps: Sequence[Instruction], source: Any) -> Any:

@@ -20,6 +20,7 @@ from numba import types
 
 from .. import compile as compiler
 from .. import mathfn, native
+from ..compile import Callback
 from ..instructions import Instruction, Op
 from ..native import VIEWS, float_of_bits, view_words
 from . import (
@@ -175,11 +176,11 @@ def _helpers(dtype: np.dtype) -> dict[str, Any]:
     return helpers
 
 
-_entries: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+_entries: dict[tuple[Any, ...], tuple[Callback, Any]] = {}
 
 
-def entry(step: Instruction) -> tuple[Any, Any]:
-    """The compiled entry of a step, as a C function, and its Python source."""
+def entry(step: Instruction) -> tuple[Callback, Any]:
+    """The entry of a step, as a C function and in Python."""
     op, dtype = step.op, step.dtype
     rule = step.rule if op.name == "optimizer_begin" else None
     key = (op.name, dtype, rule.form if rule else None)
@@ -198,7 +199,7 @@ def entry(step: Instruction) -> tuple[Any, Any]:
             scope = specialise(body_of(op.name), dtype).__globals__
         text = _entry_text(op, body, takes, name, dtype)
         function = compiler.make(text, name, {**scope, **_helpers(dtype)}, meaning)
-        _entries[key] = (compiler.callback(function, SIGNATURE), function)
+        _entries[key] = (Callback(function, SIGNATURE), function)
     return _entries[key]
 
 
@@ -221,25 +222,25 @@ _DEFAULT_PART = {"activation": "slope", "loss": "loss", "optimizer": "update"}
 IDENTITY = "linear"  # the activation that needs no call
 
 
-def rule_address(step: Instruction) -> int:
-    """The address of the strip of the rule of a step; 0 where it has none, or needs none."""
+def strip(step: Instruction) -> Callback | None:
+    """The strip of the rule of a step; None where it has none, or needs none."""
     rule = step.rule
     if rule is None or step.op.name == "optimizer_begin" or (rule.kind == "activation" and rule.name == IDENTITY):
-        return 0
+        return None
     part = _PART.get(step.op.name, _DEFAULT_PART[rule.kind])
-    return int(compiler.strip(rule, part, step.dtype).address or 0)
+    return compiler.strip(rule, part, step.dtype)
 
 
 @functools.cache
-def _product_address(dtype: np.dtype) -> int:
+def _product(dtype: np.dtype) -> Callback:
     product = specialise(gemm.product, dtype)
     function = compiler.whole(product, f"product_{dtype.name}", str(microkernel.vector_bytes()))
     signature = types.void(*[types.int64] * product.__code__.co_argcount)
-    return int(compiler.callback(function, signature).address or 0)
+    return Callback(function, signature)
 
 
-def product_words(step: Instruction, threads: int) -> list[int]:
-    """What the matrix product of a step is called by: its address, and what it calls."""
+def product(step: Instruction, threads: int) -> list[Callback | None]:
+    """The matrix product of a step, and what it calls; None for a panel that its columns do not need."""
     name, dtype = step.op.name, step.dtype
     if not name.startswith("dense_") or name == "dense_backward_z":
         return []
@@ -251,5 +252,4 @@ def product_words(step: Instruction, threads: int) -> list[int]:
         for thread in range(threads):
             first, last = gemm.column_share(columns, dtype.itemsize, thread, threads)
             panels = [a or b for a, b in zip(panels, microkernel.panels(dtype, last - first), strict=True)]
-    helpers = microkernel.pack_transposed(dtype), microkernel.row_product(dtype)
-    return [_product_address(dtype), *panels, *(int(helper.address or 0) for helper in helpers)]
+    return [_product(dtype), *panels, microkernel.pack_transposed(dtype), microkernel.row_product(dtype)]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import compile as compiler
+from ..compile import Callback
 from ..native import call_entry, view_words
 from ..program import ALIGNMENT
 from .context import (
@@ -83,12 +84,10 @@ def work_many(list_, thread):
 
 
 @functools.cache
-def entry_point(body: Any) -> int:
-    """The address of :func:`work` or :func:`work_many` as a C function."""
+def entry_point(body: Any) -> Callback:
+    """:func:`work` or :func:`work_many` as a C function."""
     function = specialise(body, np.dtype(np.float64))
-    address = compiler.callback(compiler.whole(function, body.__name__, VARIANT), SIGNATURE).address
-    assert address is not None
-    return int(address)
+    return Callback(compiler.whole(function, body.__name__, VARIANT), SIGNATURE)
 
 
 def aligned(nbytes: int) -> np.ndarray:

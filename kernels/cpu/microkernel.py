@@ -19,6 +19,7 @@ from numba import types
 from numba.core import cgutils, config
 
 from .. import compile as compiler
+from ..compile import Callback
 from ..native import emit_prefetch, intrinsic
 
 _I64 = ir.IntType(64)
@@ -223,7 +224,7 @@ PANEL_SIGNATURE = types.void(*[types.int64] * 14)
 
 
 @functools.cache
-def panel(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
+def panel(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Callback:
     """The C function that runs tiles down a panel of ``vectors`` vectors: ``m`` rows of ``C``.
 
     The first tile packs ``B``, and the others read what it wrote, unless ``packed`` is 0.
@@ -231,26 +232,26 @@ def panel(dtype: np.dtype, rows: int, vectors: int, masked: bool) -> Any:
     name = f"panel_{rows}x{vectors}{'_masked' if masked else ''}_{dtype.name}"
     text = _PANEL.format(name=name, rows=rows, width=vectors * vector_bytes())
     function = compiler.make(text, name, {"tile": _tile(dtype, rows, vectors, masked)}, str(vector_bytes()))
-    return compiler.callback(function, PANEL_SIGNATURE)
+    return Callback(function, PANEL_SIGNATURE)
 
 
 @functools.lru_cache(4096)
-def panels(dtype: np.dtype, columns: int) -> tuple[int, ...]:
-    """Addresses of the panels that a product with ``columns`` columns needs: 1 to 3 full vectors, then with a tail.
+def panels(dtype: np.dtype, columns: int) -> tuple[Callback | None, ...]:
+    """The panels that a product with ``columns`` columns needs: of 1 to 3 full vectors, then with a tail.
 
-    The others are 0; :func:`dlcore.kernels.cpu.gemm.panel_columns` says how columns are cut into panels.
+    The others are None; :func:`dlcore.kernels.cpu.gemm.panel_columns` says how columns are cut into panels.
     """
     from .gemm import panel_columns
 
     count = lanes(dtype)
-    addresses = [0] * (2 * VECTORS)
+    found: list[Callback | None] = [None] * (2 * VECTORS)
     left = columns
     while left > 0:
         width = panel_columns(left, count)
         vectors, tail = -(-width // count), width % count
-        addresses[vectors - 1 + VECTORS * (tail > 0)] = int(panel(dtype, tile_rows(), vectors, tail > 0).address)
+        found[vectors - 1 + VECTORS * (tail > 0)] = panel(dtype, tile_rows(), vectors, tail > 0)
         left -= width
-    return tuple(addresses)
+    return tuple(found)
 
 
 _ROWS_AT_ONCE = 8
@@ -319,12 +320,12 @@ def _row(dtype: np.dtype) -> Any:
 
 
 @functools.cache
-def row_product(dtype: np.dtype) -> Any:
+def row_product(dtype: np.dtype) -> Callback:
     """The C function ``(a, b, b_row, c, k, n, bias)``: the product for one row."""
     name = f"row_product_{dtype.name}"
     text = f"def {name}(a, b, b_row, c, k, n, bias):\n    row(a, b, b_row, c, k, n, bias)\n"
     function = compiler.make(text, name, {"row": _row(dtype)}, str(vector_bytes()))
-    return compiler.callback(function, types.void(*[types.int64] * 7))
+    return Callback(function, types.void(*[types.int64] * 7))
 
 
 def _transpose(dtype: np.dtype) -> Any:
@@ -382,7 +383,7 @@ def {name}(source, row, target, k, columns):
 
 
 @functools.cache
-def pack_transposed(dtype: np.dtype) -> Any:
+def pack_transposed(dtype: np.dtype) -> Callback:
     """The C function ``(source, row, target, k, columns)`` that packs ``columns`` rows of a matrix as a panel."""
     from ..native import VIEWS
 
@@ -391,4 +392,4 @@ def pack_transposed(dtype: np.dtype) -> Any:
     numbers = {"lanes": count, "vectors": VECTORS, "width": VECTORS * count, "size": dtype.itemsize}
     scope = {"transpose": _transpose(dtype), "view": VIEWS[dtype][1]}
     function = compiler.make(_PACK.format(name=name, **numbers), name, scope, str(vector_bytes()))
-    return compiler.callback(function, types.void(*[types.int64] * 5))
+    return Callback(function, types.void(*[types.int64] * 5))

@@ -86,7 +86,7 @@ class Prepared:
         workspace = Workspace(threads, plan.scratch)
         workspace.describe(plan, 1, self._rows, self._rows, 0, threads)
         places = plan.word_addresses(self._operands)
-        job = entry_point(work), workspace.job_address, threads
+        job = entry_point(work).address, workspace.job_address, threads
         pointers = self._addresses.ctypes.data, places.ctypes.data, len(places), self._sizes.ctypes.data
         block = np.array([0, self._worth, *job, *pointers], np.int64)
         self._tables[threads] = _Job(block, block.ctypes.data, plan, workspace, places)

@@ -11,6 +11,7 @@ import numpy as np
 from ..instructions import CHUNKS, ROWS, Instruction
 from ..program import PAGE
 from . import dropout, entries, factors, gemm
+from .compiling import compile_needed
 from .entries import WORDS
 from .interpreter import aligned
 from .schedule import order, with_barriers
@@ -50,6 +51,7 @@ class Table:
         self._chunks = max(1, min(MOST_CHUNKS, -(-rows // CHUNK_ROWS)))
         self._temporaries: dict[Any, np.ndarray] = {}
         self.scratch = max(map(scratch_bytes, self.steps), default=0)
+        compile_needed(self.steps, threads)
         for number, step in enumerate(self.steps):
             self._fill(number, step, threads)
 
@@ -68,12 +70,13 @@ class Table:
                 shape = operand.shape if array is None else array.shape
                 row[word + 1 : word + 1 + len(spec.dims)] = [self._rows if s == ROWS else s for s in shape]
             word += 1 + len(spec.dims)
-        row[word] = entries.rule_address(step)
+        rule = entries.strip(step)
+        row[word] = 0 if rule is None else rule.address
         for k, scalar in enumerate(step.scalars):
             row[word + 1 + k] = _bits(scalar)
         word += 1 + len(step.scalars)
-        product = entries.product_words(step, threads)
-        row[word : word + len(product)] = product
+        product = entries.product(step, threads)
+        row[word : word + len(product)] = [0 if function is None else function.address for function in product]
 
     def _array(self, operand: Any) -> np.ndarray | None:
         if getattr(operand, "region", None) != "temporary":

@@ -160,7 +160,7 @@ _SIGNATURES = {launch: types.void(_I, _I, _I, _I), start: types.void(_I, _I, _I,
 @functools.cache
 def _native(body: Any) -> Any:
     """A function of :data:`_SIGNATURES`, compiled; :func:`launch` as one of C, which other native code can call."""
-    compile_ = compiler.callback if body is launch else compiler.native
+    compile_ = compiler.Callback if body is launch else compiler.native
     return compile_(compiler.whole(body, f"pool_{body.__name__}", VARIANT), _SIGNATURES[body])
 
 
