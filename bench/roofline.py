@@ -93,8 +93,8 @@ def _fma_kernel() -> Any:
             factor, addend = (ir.Constant(vector, [value] * lanes) for value in (0.5, 1.0))
             with builder.goto_entry_block():
                 registers = [builder.alloca(vector) for _ in range(_CHAINS)]
-            for k, register in enumerate(registers):
-                builder.store(ir.Constant(vector, [float(k)] * lanes), register)
+            for k, register in enumerate(registers):  # not 2, which 0.5 * 2 + 1 would leave to the compiler
+                builder.store(ir.Constant(vector, [k + 2.5] * lanes), register)
             with cgutils.for_range(builder, arguments[0]):
                 for register in registers:
                     builder.store(builder.call(fma, [builder.load(register), factor, addend]), register)

@@ -234,6 +234,16 @@ def test_an_interrupted_ceiling_leaves_no_thread_behind(monkeypatch):
         assert not thread.is_alive()
 
 
+def test_the_peak_is_that_of_as_many_multiplications_as_are_counted():
+    kernel, flops = roofline._fma_kernel()
+    assert flops == 2 * roofline._CHAINS * roofline._lanes()
+    kernel(1)
+    multiplications = re.findall(r"\bvfn?m(?:add|sub)\w*ps\b|\bfmla\b", *kernel.inspect_asm().values())
+    if not multiplications:
+        pytest.skip("this processor has no FMA of either name")
+    assert len(multiplications) % roofline._CHAINS == 0  # however often the loop is unrolled
+
+
 def test_the_roofline_is_the_slower_of_both_limits():
     assert CEILINGS.seconds(400.0, 20.0) == 4.0  # 20 bytes fit in the cache: 1 s
     assert CEILINGS.seconds(400.0, 100.0) == 25.0
