@@ -112,8 +112,9 @@ def warmup(arguments: argparse.Namespace) -> None:
     if not statistics["compiled"]:
         print(f"nothing to do: all {statistics['loaded']} kernels are in the cache, {cache.cache_directory()}")
         return
-    seconds = time.perf_counter() - start
-    print(f"compiled {statistics['compiled']:.0f} kernels in {seconds:.1f} s into {cache.cache_directory()}")
+    seconds, elsewhere = time.perf_counter() - start, statistics["elsewhere"]
+    beside = f", {elsewhere:.0f} of them in a second process," if elsewhere else ""
+    print(f"compiled {statistics['compiled']:.0f} kernels in {seconds:.1f} s{beside} into {cache.cache_directory()}")
 
 
 def _architectures(given: str | None) -> list[int]:

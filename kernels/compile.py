@@ -49,7 +49,8 @@ CPU = CpuBackend()
 
 # ------------------------------------------------------------------------------------------- compilation
 
-STATISTICS = {"compiled": 0, "loaded": 0, "seconds": 0.0}
+# Functions that were compiled, those of them that a second process compiled, functions from the disk, and all the time.
+STATISTICS = {"compiled": 0, "elsewhere": 0, "loaded": 0, "seconds": 0.0}
 
 # Called with the name of what is about to be compiled; the front ends show it.
 ON_COMPILE: list[Callable[[str], None]] = []
@@ -77,6 +78,7 @@ def _counted(hits: Callable[[], int], fresh: bool = False) -> Iterator[None]:
             gc.enable()
     STATISTICS["seconds"] += time.perf_counter() - start
     STATISTICS["loaded" if hits() > before and not fresh else "compiled"] += 1
+    STATISTICS["elsewhere"] += fresh
 
 
 def make(text: str, name: str, scope: dict[str, Any], *meanings: str) -> Any:

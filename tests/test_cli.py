@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dlcore import installation
 from dlcore.cli import main
 from dlcore.kernels import compile
 from dlcore.kernels.cpu import compiling
@@ -228,6 +229,16 @@ def test_info_says_how_kernels_are_compiled(capsys, monkeypatch, threads, said):
     monkeypatch.setattr(compiling, "get_num_threads", lambda: threads)
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["compilation"] == said
+
+
+@pytest.mark.parametrize(("elsewhere", "said"), [(0, " s into "), (2, " s, 2 of them in a second process, into ")])
+def test_warmup_says_who_compiled(capsys, monkeypatch, elsewhere, said):
+    monkeypatch.setattr(installation, "_exercise", lambda dtype: [])
+    monkeypatch.setattr(compile, "STATISTICS", {"compiled": 5, "elsewhere": elsewhere, "loaded": 3})
+    assert main(["warmup"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("compiled 5 kernels in ")
+    assert said in out
 
 
 def test_info_and_help_and_warmup(capsys):

@@ -42,14 +42,6 @@ def _(z, y):
     return 2.0
 
 dlcore.set_num_threads(2)
-fresh = []
-has_compiled = compiling._Second.has_compiled
-
-def count(second, fingerprint):
-    fresh.append(has_compiled(second, fingerprint))
-    return fresh[-1]
-
-compiling._Second.has_compiled = count
 {before}
 dlcore.set_seed(1)
 model = dlcore.Sequential(
@@ -57,7 +49,7 @@ model = dlcore.Sequential(
 )
 outputs = model.predict(np.random.default_rng(0).standard_normal((32, 8), np.float32))
 assert len(names) == compile.STATISTICS["compiled"], (names, compile.STATISTICS)
-print(hash(outputs.tobytes()), sum(fresh), compile.STATISTICS["compiled"], compile.STATISTICS["loaded"])
+print(hash(outputs.tobytes()), *(compile.STATISTICS[key] for key in ("elsewhere", "compiled", "loaded")))
 """
 
 
@@ -67,6 +59,9 @@ def run(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("compiling")
     script = path / "program.py"  # rules need a file
+    elsewhere = path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "json.py").write_text("raise ImportError('not this one')")
 
     def run(folder, before=""):
         script.write_text(MODEL.format(before=textwrap.dedent(before)))
@@ -74,7 +69,12 @@ def run(tmp_path_factory):
         environment = {**os.environ, **here}
         environment.pop("NUMBA_ENABLE_CUDASIM", None)
         done = subprocess.run(
-            [sys.executable, "-W", "error", script], env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-W", "error", script],
+            cwd=elsewhere,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
         return [int(number) for number in done.stdout.split()]
@@ -101,12 +101,12 @@ def test_a_second_process_compiles_beside_the_first_and_a_rule_of_the_user_stays
     patient = """
         import pathlib, sys, time
         sys.path.append(pathlib.Path("nowhere"))  # nothing that a path may hold, but people do
-        def count(second, fingerprint, count=count):
+        def patient(second, fingerprint, has_compiled=compiling._Second.has_compiled):
             for _ in range(6000):  # the other one is first, however slowly it starts
                 if not second._taken:
                     time.sleep(0.01)
-            return count(second, fingerprint)
-        compiling._Second.has_compiled = count
+            return has_compiled(second, fingerprint)
+        compiling._Second.has_compiled = patient
     """
     outputs, fresh, compiled, loaded = predict(before=patient)
     assert fresh >= 1
@@ -253,9 +253,9 @@ def test_an_error_ends_the_second_process(monkeypatch):
     monkeypatch.setattr(compiling, "_Second", Second)
     monkeypatch.setattr(compiling, "_WORTH", 0)
     monkeypatch.setattr(compiling, "why_alone", lambda: None)
-    monkeypatch.setattr(compiling, "_functions", lambda step, threads: [missing])
+    monkeypatch.setattr(entries, "functions", lambda step, threads: mock.Mock(all=lambda: [missing]))
     with pytest.raises(KeyboardInterrupt):
-        compiling.compile_needed([None], 2)
+        compiling.compiled([None], 2)
     assert ended == [True]
 
 
@@ -268,14 +268,14 @@ def test_a_second_process_knows_a_step_by_its_sketch():
     )
 
     def needed(steps):
-        return {function.fingerprint for step in steps for function in compiling._functions(step, 2)}
+        return {function.fingerprint for step in steps for function in entries.functions(step, 2).all()}
 
     sketches = pickle.loads(pickle.dumps([compiling._sketch(step) for step in steps]))
     assert needed(map(compiling._step, sketches)) == needed(steps)
     assert len(needed(steps)) >= 6
     other = Instruction("activation_forward", [y, y], elu.variant(alpha=0.5))  # not what has that name
     assert compiling._sketch(other)[2] is None
-    assert entries.strip(compiling._step(compiling._sketch(other))) is None
+    assert entries.functions(compiling._step(compiling._sketch(other)), 2).strip is None
 
 
 def said(folder, answer):
@@ -284,7 +284,7 @@ def said(folder, answer):
     sketch = compiling._sketch(Instruction("activation_forward", [y, y], find("activation", "mish")))
     unknown = STEPS["optimizer_begin"], np.dtype(np.float32), None, []  # of a rule that is not known there
     done = subprocess.run(
-        [sys.executable, "-c", compiling._START, json.dumps([str(ROOT), *sys.path])],
+        [sys.executable, "-I", "-c", compiling._START, json.dumps([str(ROOT), *sys.path])],
         input=pickle.dumps((str(folder), 2, [sketch, unknown])) + answer * 9,
         env={**os.environ, "DLCORE_CACHE_DIR": str(folder.parent)},
         stdout=subprocess.PIPE,

@@ -20,10 +20,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import cache
-from ..compile import Callback, form_of
+from ..compile import form_of
 from ..instructions import Instruction
 from ..rule import REGISTRY, builtin
 from . import entries
+from .entries import Functions
 from .interpreter import entry_point, work
 from .threads import get_num_threads
 
@@ -42,26 +43,22 @@ def why_alone() -> str | None:
     return None
 
 
-def _functions(step: Any, threads: int) -> list[Callback]:
-    """What a step needs, in the order in which it is compiled."""
-    found = [entries.entry(step)[0], entries.strip(step), *entries.product(step, threads)]
-    return [function for function in found if function is not None]
-
-
-def compile_needed(steps: Sequence[Instruction], threads: int) -> None:
-    """Compile what a table of ``steps`` needs and what neither this process nor the disk has."""
-    needed = dict.fromkeys(function for step in steps for function in _functions(step, threads))
-    missing = [function for function in [*needed, entry_point(work)] if function.missing]
+def compiled(steps: Sequence[Instruction], threads: int) -> list[Functions]:
+    """What each step of a table needs, compiled, and what runs the table."""
+    needed = [entries.functions(step, threads) for step in steps]
+    each = dict.fromkeys(function for functions in needed for function in functions.all())
+    missing = [function for function in [*each, entry_point(work)] if function.missing]
     if len(missing) < _WORTH or why_alone() is not None:
         for function in missing:
             function.compile()
-        return
+        return needed
     second = _Second(steps, threads)
     try:
         for function in missing:
             function.compile(fresh=second.has_compiled(function.fingerprint))
     finally:
         second.stop()
+    return needed
 
 
 _HERE, _THERE, _DONE = "here", "there", "done"  # who has taken a function; or that the other process has ended it
@@ -74,8 +71,8 @@ class _Second:
         self._taken: dict[str, str] = {}  # by fingerprint
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
-        request = pickle.dumps((str(cache.cache_directory()), threads, [_sketch(step) for step in steps]))
-        command = [sys.executable, "-c", _START, json.dumps([path for path in sys.path if isinstance(path, str)])]
+        request = pickle.dumps((str(cache.cache_directory()), threads, [*dict.fromkeys(map(_sketch, steps))]))
+        command = [sys.executable, "-I", "-c", _START, json.dumps([path for path in sys.path if isinstance(path, str)])]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         with contextlib.suppress(OSError):  # of a system that grants no more processes
             self._process = subprocess.Popen(command, **pipes)
@@ -122,7 +119,7 @@ def _sketch(step: Instruction) -> tuple[Any, ...]:
     rule = step.rule
     known = None if rule is None else REGISTRY[rule.kind].get(rule.name)
     same = known is not None and builtin(known) and form_of(known) == form_of(rule)
-    shapes = [None if operand is None else tuple(operand.shape) for operand in step.operands]
+    shapes = tuple(None if operand is None else tuple(operand.shape) for operand in step.operands)
     return step.op, step.dtype, (rule.kind, rule.name) if same else None, shapes
 
 
@@ -140,7 +137,7 @@ def serve() -> None:
         return
     steps = [_step(sketch) for sketch in reversed(sketches)]
     known = [step for step in steps if step.rule is not None or step.op.name != "optimizer_begin"]
-    for functions in ([entry_point(work)], *(_functions(step, threads) for step in known)):
+    for functions in ([entry_point(work)], *(entries.functions(step, threads).all() for step in known)):
         for function in reversed(functions):
             if not function.missing:
                 continue

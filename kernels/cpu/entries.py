@@ -13,7 +13,7 @@ import math
 import textwrap
 import types as python_types
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import types
@@ -222,7 +222,7 @@ _DEFAULT_PART = {"activation": "slope", "loss": "loss", "optimizer": "update"}
 IDENTITY = "linear"  # the activation that needs no call
 
 
-def strip(step: Instruction) -> Callback | None:
+def _strip(step: Instruction) -> Callback | None:
     """The strip of the rule of a step; None where it has none, or needs none."""
     rule = step.rule
     if rule is None or step.op.name == "optimizer_begin" or (rule.kind == "activation" and rule.name == IDENTITY):
@@ -239,7 +239,7 @@ def _product(dtype: np.dtype) -> Callback:
     return Callback(function, signature)
 
 
-def product(step: Instruction, threads: int) -> list[Callback | None]:
+def _product_functions(step: Instruction, threads: int) -> list[Callback | None]:
     """The matrix product of a step, and what it calls; None for a panel that its columns do not need."""
     name, dtype = step.op.name, step.dtype
     if not name.startswith("dense_") or name == "dense_backward_z":
@@ -253,3 +253,20 @@ def product(step: Instruction, threads: int) -> list[Callback | None]:
             first, last = gemm.column_share(columns, dtype.itemsize, thread, threads)
             panels = [a or b for a, b in zip(panels, microkernel.panels(dtype, last - first), strict=True)]
     return [_product(dtype), *panels, microkernel.pack_transposed(dtype), microkernel.row_product(dtype)]
+
+
+class Functions(NamedTuple):
+    """The C functions of a step: its entry, the strip of its rule, and its matrix product with what that calls."""
+
+    entry: Callback
+    strip: Callback | None
+    product: list[Callback | None]
+
+    def all(self) -> list[Callback]:
+        """Those that are there, in the order in which they are compiled."""
+        return [function for function in (self.entry, self.strip, *self.product) if function is not None]
+
+
+def functions(step: Instruction, threads: int) -> Functions:
+    """What a step needs; nothing is compiled before its address is asked for."""
+    return Functions(entry(step)[0], _strip(step), _product_functions(step, threads))

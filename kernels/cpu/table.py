@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..compile import Callback
 from ..instructions import CHUNKS, ROWS, Instruction
 from ..program import PAGE
-from . import dropout, entries, factors, gemm
-from .compiling import compile_needed
-from .entries import WORDS
+from . import dropout, factors, gemm
+from .compiling import compiled
+from .entries import WORDS, Functions
 from .interpreter import aligned
 from .schedule import order, with_barriers
 from .steps import CHUNK_ROWS, MOST_CHUNKS, divide_by_columns, expand, fuse_updates
@@ -22,6 +23,10 @@ def steps_of(instructions: Sequence[Instruction], program: Any = None) -> list[I
     """The steps of a list of instructions in the order in which they run, before they are divided among threads."""
     steps = order([step for instruction in instructions for step in expand(instruction)])
     return steps if program is None else fuse_updates(steps, program)
+
+
+def _address(function: Callback | None) -> int:
+    return 0 if function is None else function.address
 
 
 def _bits(value: float) -> int:
@@ -51,13 +56,12 @@ class Table:
         self._chunks = max(1, min(MOST_CHUNKS, -(-rows // CHUNK_ROWS)))
         self._temporaries: dict[Any, np.ndarray] = {}
         self.scratch = max(map(scratch_bytes, self.steps), default=0)
-        compile_needed(self.steps, threads)
-        for number, step in enumerate(self.steps):
-            self._fill(number, step, threads)
+        for number, functions in enumerate(compiled(self.steps, threads)):
+            self._fill(number, functions)
 
-    def _fill(self, number: int, step: Instruction, threads: int) -> None:
-        row = self.words[number]
-        row[0] = entries.entry(step)[0].address
+    def _fill(self, number: int, functions: Functions) -> None:
+        step, row = self.steps[number], self.words[number]
+        row[0] = functions.entry.address
         word = 1
         for spec, operand in zip(step.op.operands, step.operands, strict=True):
             if operand is not None:
@@ -70,13 +74,11 @@ class Table:
                 shape = operand.shape if array is None else array.shape
                 row[word + 1 : word + 1 + len(spec.dims)] = [self._rows if s == ROWS else s for s in shape]
             word += 1 + len(spec.dims)
-        rule = entries.strip(step)
-        row[word] = 0 if rule is None else rule.address
+        row[word] = _address(functions.strip)
         for k, scalar in enumerate(step.scalars):
             row[word + 1 + k] = _bits(scalar)
         word += 1 + len(step.scalars)
-        product = entries.product(step, threads)
-        row[word : word + len(product)] = [0 if function is None else function.address for function in product]
+        row[word : word + len(functions.product)] = [_address(function) for function in functions.product]
 
     def _array(self, operand: Any) -> np.ndarray | None:
         if getattr(operand, "region", None) != "temporary":
