@@ -9,7 +9,7 @@ import dlcore
 from dlcore import layers, optimizers
 from dlcore.kernels import find
 from dlcore.kernels.cpu.entries import body_of
-from dlcore.kernels.cpu.schedule import order, with_barriers
+from dlcore.kernels.cpu.schedule import accesses, order, with_barriers
 from dlcore.kernels.cpu.steps import STEPS, TAKES_PIECES, divide_by_columns, fuse_updates, step
 from dlcore.kernels.cpu.table import steps_of
 from dlcore.kernels.instructions import CHUNKS, ROWS
@@ -217,3 +217,92 @@ def test_few_rows_are_divided_by_columns(rows, threads, divided):
     assert found.count("dense_forward_columns") == 2 * divided
     assert found.count("dense_forward") == 3 - 2 * divided  # the last has too few weights
     assert found.count("dense_backward_x_columns") == divided
+
+
+# ------------------------------------------------------------------- against the definition, one step with each other
+
+
+def overlap(a, b):
+    """Whether two memories share bytes; a whole region does with each of its buffers."""
+    return a == b or getattr(a, "region", None) == b or getattr(b, "region", None) == a
+
+
+def slow_order(steps):
+    """Steps on weights as late as they may come: before a step on rows that one of them may not change places with."""
+    late, result = [], []
+    for s in steps:
+        if s.op.division in ("parts", "one") and s.op.name != "optimizer_begin":
+            late.append(s)
+            continue
+        for k, w in reversed([*enumerate(late)]):
+            if any((x[1] or y[1]) and overlap(x[0], y[0]) for x in accesses(w) for y in accesses(s)):
+                result += late[: k + 1]
+                late = late[k + 1 :]
+                break
+        result.append(s)
+    return result + late
+
+
+def apart(x, y):
+    """Whether threads need not meet between two accesses of the same memory."""
+    if not (x[1] or y[1]):
+        return True
+    if "alike" in (x[2], y[2]):
+        return {x[2], y[2]} <= {"alike", "all"}
+    return x[2] == y[2] and x[2] in ("own rows", "first thread")
+
+
+def slow_meetings(steps):
+    """Before which steps threads meet."""
+    meetings, since = [], []
+    for k, s in enumerate(steps):
+        if any(overlap(x[0], y[0]) and not apart(x, y) for x in since for y in accesses(s)):
+            meetings.append(k)
+            since = []
+        since += accesses(s)
+    return meetings
+
+
+def random_steps(rng, length):
+    """Random steps on few buffers, on their regions as a whole, and on rows."""
+
+    def pick(things):
+        return things[rng.integers(len(things))]
+
+    def part(region, *shape):
+        return [Buffer(f"{region} {k}", shape, x.dtype, region, k) for k in range(2)]
+
+    def whole(region, *shape):
+        return Buffer(region, shape, x.dtype, region, -1)
+
+    rows = [buffer(f"rows {k}", ROWS, 5) for k in range(4)]
+    w, dw, b = part("parameter", 5, 5), part("gradient", 5, 5), part("parameter", 5)
+    many = [buffer(f"sums {k}", CHUNKS, 5) for k in range(2)]
+    all_of_them = whole("parameter", 60), whole("gradient", 60), whole("slot", 2, 60)
+    kinds = [
+        lambda: step("dense_forward", [pick(rows), pick(w), pick(b), None, pick(rows)], RELU),
+        lambda: step("activation_backward", [*(pick(rows) for _ in range(4))], RELU),
+        lambda: step("dense_backward_z", [pick(rows), None, pick(rows), pick(rows), pick(many)], RELU),
+        lambda: step("dense_backward_w", [pick(rows), pick(rows), pick(dw)]),
+        lambda: step("dense_backward_x", [pick(rows), pick(w), pick(rows)]),
+        lambda: step("sum_chunks", [pick(many), pick(b)]),
+        lambda: step("optimizer_update", [*all_of_them, uniforms], ADAM),
+        lambda: step("optimizer_begin", [hyper, count, uniforms], ADAM),
+        lambda: step("sum_of_squares", [all_of_them[1], squares]),
+        lambda: CLIP,
+        lambda: RECORD,
+        lambda: step("softmax_forward", [pick(rows), pick(rows)]),
+    ]
+    return [pick(kinds)() for _ in range(length)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_order_and_meetings_are_those_of_the_definition(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(40):
+        steps = random_steps(rng, 24)
+        ordered = order(steps)
+        assert [id(s) for s in ordered] == [id(s) for s in slow_order(steps)]
+        made = with_barriers(ordered)
+        before = [k for k, s in enumerate(made) if s.op.name == "barrier"]
+        assert [k - number for number, k in enumerate(before)] == [*slow_meetings(ordered), len(ordered)]

@@ -20,21 +20,31 @@ _ALL = "all"
 _PIECES = "pieces"  # the counts of context.py, as memory
 
 
+_WHOLE = ("parameter", "gradient", "slot")  # regions that a step may take as one
+
+
 def _memory(operand: Any) -> Any:
     """What identifies the memory of an operand."""
     region = getattr(operand, "region", None)
-    if region in ("parameter", "gradient", "slot") and operand.index < 0:
-        return region  # the whole region: see _overlap
+    if region in _WHOLE and operand.index < 0:
+        return region  # the whole of it
     return operand if region is not None else operand.__array_interface__["data"][0]
 
 
-def _overlap(a: Any, b: Any) -> bool:
-    """Whether two memories share bytes; a region overlaps each of its buffers."""
-    if a == b:
-        return True
-    return (isinstance(a, str) and getattr(b, "region", None) == a) or (
-        isinstance(b, str) and getattr(a, "region", None) == b
-    )
+# A network may have thousands of steps: what they did is looked up by memory, not gone through. A whole region overlaps
+# each of its buffers, so an access is filed twice: where it is sought for the buffer, and where for the whole region.
+
+
+def _filed(memory: Any) -> tuple[Any, ...]:
+    region = getattr(memory, "region", None)
+    return (memory, ("in", region)) if region in _WHOLE else (memory,)
+
+
+def _sought(memory: Any) -> tuple[Any, ...]:
+    if isinstance(memory, str):
+        return memory, ("in", memory)
+    region = getattr(memory, "region", None)
+    return (memory, region) if region in _WHOLE else (memory,)
 
 
 Access = tuple[Any, bool, Any]  # memory, written, by whom
@@ -62,45 +72,50 @@ def accesses(s: Instruction) -> list[Access]:
     return result
 
 
-def _conflict(a: Access, b: Access) -> bool:
-    if not (a[1] or b[1]) or not _overlap(a[0], b[0]):
+def _conflict(written: bool, by: Any, also_written: bool, also_by: Any) -> bool:
+    """Whether two accesses of memories that overlap need a meeting in between."""
+    if not (written or also_written):
         return False
-    if _ALIKE in (a[2], b[2]):
-        return not {a[2], b[2]} <= {_ALIKE, _ALL}
-    return not (a[2] == b[2] and a[2] in (_OWN_ROWS, _FIRST))
-
-
-def _independent(a: Instruction, b: Instruction) -> bool:
-    """Whether two steps may change places."""
-    return not any((x[1] or y[1]) and _overlap(x[0], y[0]) for x in accesses(a) for y in accesses(b))
+    if _ALIKE in (by, also_by):
+        return not {by, also_by} <= {_ALIKE, _ALL}
+    return not (by == also_by and by in (_OWN_ROWS, _FIRST))
 
 
 def order(steps: Sequence[Instruction]) -> list[Instruction]:
     """``steps`` with the work on weights and the records as late as they may come."""
     late: list[Instruction] = []
+    done = 0  # of these, those that have come
+    touched: dict[Any, int] = {}  # by memory: behind the last of these that touches it,
+    changed: dict[Any, int] = {}  # and that writes it
     result: list[Instruction] = []
     for s in steps:
         if s.op.division in ("parts", "one") and s.op.name != "optimizer_begin":
             late.append(s)
+            for memory, written, _ in accesses(s):
+                for key in _filed(memory):
+                    touched[key] = len(late)
+                    if written:
+                        changed[key] = len(late)
             continue
-        blocking = [w for w in late if not _independent(w, s)]
-        if blocking:
-            last = late.index(blocking[-1]) + 1
-            result += late[:last]
-            late = late[last:]
+        sought = [(key, written) for memory, written, _ in accesses(s) for key in _sought(memory)]
+        needed = max([done, *((touched if written else changed).get(key, 0) for key, written in sought)])
+        result += late[done:needed]
+        done = needed
         result.append(s)
-    return result + late
+    return result + late[done:]
 
 
 def with_barriers(steps: Sequence[Instruction]) -> list[Instruction]:
     """``steps`` with a ``barrier`` wherever a thread could otherwise see what another has not finished."""
     result: list[Instruction] = []
-    since: list[Access] = []
+    since: dict[Any, set[tuple[bool, Any]]] = {}
     for s in steps:
         mine = accesses(s)
-        if any(_conflict(a, b) for a in since for b in mine):
+        if any(_conflict(w, by, *seen) for m, w, by in mine for key in _sought(m) for seen in since.get(key, ())):
             result.append(step("barrier", []))
-            since = []
+            since = {}
         result.append(s)
-        since += mine
+        for memory, written, by in mine:
+            for key in _filed(memory):
+                since.setdefault(key, set()).add((written, by))
     return [*result, step("barrier", [])] if result else []
