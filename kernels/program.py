@@ -40,7 +40,7 @@ class Buffer:
 
     def elements(self, rows: int) -> int:
         """How many elements it has room for when a mini-batch has at most ``rows`` rows."""
-        return int(np.prod([rows if s == ROWS else s for s in self.shape], dtype=np.int64))
+        return math.prod(rows if s == ROWS else s for s in self.shape)
 
 
 class Extern(Buffer):

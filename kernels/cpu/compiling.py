@@ -73,9 +73,9 @@ class _Second:
         self._process: subprocess.Popen[bytes] | None = None
         request = pickle.dumps((str(cache.cache_directory()), threads, [*dict.fromkeys(map(_sketch, steps))]))
         command = [sys.executable, "-I", "-c", _START, json.dumps([path for path in sys.path if isinstance(path, str)])]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
         with contextlib.suppress(OSError):  # of a system that grants no more processes
-            self._process = subprocess.Popen(command, **pipes)
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
             threading.Thread(target=self._answer, args=(self._process, request), daemon=True).start()
 
     def has_compiled(self, fingerprint: str) -> bool:

@@ -15,6 +15,7 @@ Operands with ``C`` rows hold all chunks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -264,7 +265,7 @@ def _by_columns(s: Instruction, least: int, rows: int, threads: int) -> bool:
         return False
     weights = s.operands[1].shape
     columns = weights[1] if s.op.name == "dense_forward" else weights[0]
-    return int(np.prod(weights)) >= least and columns >= _columns_a_thread(rows) * threads
+    return math.prod(weights) >= least and columns >= _columns_a_thread(rows) * threads
 
 
 def most_threads(steps: Sequence[Instruction], rows: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -85,7 +86,7 @@ class Table:
             return self._resolve(operand)
         if operand not in self._temporaries:
             shape = [self._chunks if s == CHUNKS else s for s in operand.shape]
-            nbytes = int(np.prod(shape)) * operand.dtype.itemsize
+            nbytes = math.prod(shape) * operand.dtype.itemsize
             self._temporaries[operand] = aligned(nbytes).view(operand.dtype).reshape(shape)
         return self._temporaries[operand]
 
@@ -139,7 +140,7 @@ def seconds(steps: Sequence[Instruction], rows: int) -> float:
             for letter, size in zip(spec.dims, operand.shape, strict=True):
                 sizes.setdefault(letter, 1 if size in (ROWS, CHUNKS) else int(size))
             touched = [sizes[letter] for letter in spec.dims if letter not in "NOHC"]
-            nbytes += int(np.prod(touched, dtype=np.int64)) * operand.dtype.itemsize
+            nbytes += math.prod(touched) * operand.dtype.itemsize
         flops = 2 * sizes["m"] * sizes["k"] * sizes["n"] if step.op.name in _PRODUCTS else 0
         total += max(flops / _FLOPS, nbytes / _BYTES) + _CALL
     return total
