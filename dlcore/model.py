@@ -193,6 +193,8 @@ class Sequential:
             logits = loss.from_logits or self._absorbs()
             target = arrays.targets(y, matrix.shape[0], self._outputs(), loss, logits, dtype, self.device)
             weight = arrays.weights(sample_weight, class_weight, target, dtype)
+            if weight is None and self._plan.weighted:  # the program that is there serves both
+                weight = np.ones(matrix.shape[0], dtype)
             return training.Data(matrix, target, weight)
 
     def _absorbs(self) -> bool:

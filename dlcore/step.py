@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .losses import UNBOUNDED, Loss
 
-_MOST = 16  # mini-batches, by function and shape, for which a model is ready
+if TYPE_CHECKING:
+    from .kernels.cpu.prepared import Prepared
+
+_MOST = 1024  # mini-batches, by function and shape, for which a model is ready; each takes some 2 KiB
 
 
 def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | None:
@@ -24,16 +28,34 @@ def _converts(array: np.ndarray, dtype: np.dtype) -> bool:
     return array.dtype.kind in "biu" or array.dtype.kind == dtype.kind == "f"
 
 
+def _resized(shape: tuple[int, ...] | None, rows: int) -> tuple[int, ...] | None:
+    return None if shape is None else (rows, *shape[1:])
+
+
 class _Pass:
     """A list of a model's program on the CPU, for mini-batches of the shape of ``x``, which became ``samples``.
 
     It holds on to the engine's memory, and does nothing once the model uses another.
     """
 
+    run: Prepared
+
     def __init__(self, model: Any, x: np.ndarray, samples: np.ndarray) -> None:
         self.engine, self.memory = model._engine, model._engine.memory
         self.dtype = samples.dtype
         self.matrix = None if x.ndim == samples.ndim else samples.shape
+
+    def resized(self, rows: int) -> _Pass | None:
+        """The same for mini-batches of ``rows`` rows; None where there is no room for them."""
+        if not 0 < rows <= self.engine.rows:
+            return None
+        other = copy.copy(self)
+        other._resize(rows)
+        return other
+
+    def _resize(self, rows: int) -> None:
+        self.matrix = _resized(self.matrix, rows)
+        self.run = self.run.resized(rows)
 
     def _samples(self, x: Any) -> np.ndarray | None:
         """``x`` as the kernels want it, a copy if need be; None where that needs the long way."""
@@ -50,9 +72,14 @@ class Outputs(_Pass):
 
     def __init__(self, model: Any, x: np.ndarray, samples: np.ndarray) -> None:
         super().__init__(model, x, samples)
-        order = np.arange(len(samples))
-        self.outputs = self.engine.array(model._network.output)[: len(order)]
-        self.run = self.engine.prepare("predict", len(order), ("samples",), {}, order=order)
+        self.buffer = model._network.output
+        self.outputs = self.engine.array(self.buffer)[: len(samples)]
+        order = np.arange(self.engine.rows)
+        self.run = self.engine.prepare("predict", len(samples), ("samples",), {}, order=order)
+
+    def _resize(self, rows: int) -> None:
+        super()._resize(rows)
+        self.outputs = self.engine.array(self.buffer)[:rows]
 
     def __call__(self, x: Any, rows: int) -> np.ndarray | None:
         """A new array; None, with nothing done, where this needs the long way, as mini-batches of ``rows`` rows do.
@@ -67,7 +94,10 @@ class Outputs(_Pass):
 
 
 class Evaluation(_Pass):
-    """Loss and metrics of a model for mini-batches of the shapes of ``x`` and ``y``, weighted or not."""
+    """Loss and metrics of a model for mini-batches of the shapes of ``x`` and ``y``.
+
+    Where its program weighs samples, those without a weight weigh 1.
+    """
 
     name = "test"
 
@@ -75,25 +105,35 @@ class Evaluation(_Pass):
         super().__init__(model, x, data.samples)
         self.y_shape, self.target_dtype = y.shape, data.targets.dtype
         self.target = None if y.ndim == data.targets.ndim else data.targets.shape
-        self.weighted = data.weights is not None
-        self.plain = self.matrix is None and self.target is None and not self.weighted
+        self.ones = None if data.weights is None else np.ones(len(data.weights), data.weights.dtype)
+        self.plain = self.matrix is None and self.target is None and self.ones is None
         bounds = limits(model._plan.loss, data.targets, model._outputs())
         ranges = {"weights": (0, UNBOUNDED)}
         if bounds is not None:
             ranges["targets"] = bounds
-        given = ("samples", "targets", "weights") if self.weighted else ("samples", "targets")
+        given = ("samples", "targets", *(() if self.ones is None else ("weights",)))
         names = model._network.histories
         self.histories = np.zeros(len(names))
         histories = {f"history_{name}": self.histories[k : k + 1] for k, name in enumerate(names)}
-        order = np.arange(len(data.samples))
-        self.run = self.engine.prepare(self.name, len(order), given, ranges, order=order, **histories)
+        order = np.arange(self.engine.rows)
+        self.run = self.engine.prepare(self.name, len(data.samples), given, ranges, order=order, **histories)
+
+    def _resize(self, rows: int) -> None:
+        super()._resize(rows)
+        self.y_shape, self.target = (rows, *self.y_shape[1:]), _resized(self.target, rows)
+        if self.ones is not None:
+            self.ones = np.ones(rows, self.ones.dtype)
 
     def __call__(self, x: Any, y: Any, weights: Any) -> list[float] | None:
         """Loss and metrics; None, with nothing done, where this needs the long way."""
         if type(x) is not np.ndarray or type(y) is not np.ndarray or y.shape != self.y_shape:
             return None
         engine = self.engine
-        if (weights is not None) is not self.weighted or engine.memory is not self.memory or not self._up_to_date():
+        if weights is None:
+            weights = self.ones
+        elif self.ones is None:
+            return None
+        if engine.memory is not self.memory or not self._up_to_date():
             return None
         if self.plain and x.dtype is self.dtype and y.dtype is self.target_dtype:  # most often, with the least Python
             arrays: Sequence[np.ndarray] | None = (np.ascontiguousarray(x), np.ascontiguousarray(y))
@@ -109,7 +149,7 @@ class Evaluation(_Pass):
             return None
         y = np.ascontiguousarray(y, self.target_dtype)
         arrays = [samples, y if self.target is None else y.reshape(self.target)]
-        if self.weighted:
+        if weights is not None:
             if type(weights) is not np.ndarray or not _converts(weights, self.dtype):
                 return None
             arrays.append(np.ascontiguousarray(weights, self.dtype))
@@ -151,10 +191,26 @@ class Step(Evaluation):
 class Passes(dict[tuple[str, tuple[int, ...]], Any]):
     """What a model is ready for: passes by function and shape of the samples."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._latest: dict[tuple[str, tuple[int, ...]], Any] = {}  # by function and shape of one sample
+
     def run(self, name: str, x: Any, *others: Any) -> Any:
         """What the pass for ``x`` gives; None where there is none, or it needs the long way."""
-        ready = self.get((name, getattr(x, "shape", ())))
-        return None if ready is None else ready(x, *others)
+        shape = getattr(x, "shape", ())
+        ready = self.get((name, shape))
+        if ready is None:
+            like = self._latest.get((name, shape[1:])) if type(x) is np.ndarray else None
+            ready = None if like is None else like.resized(len(x))
+            if ready is None:
+                return None
+            self._add(name, x, ready)
+        return ready(x, *others)
+
+    def clear(self) -> None:
+        """Forget all: there is another program."""
+        super().clear()
+        self._latest.clear()
 
     def add_outputs(self, model: Any, x: Any, samples: np.ndarray) -> None:
         """Be ready for mini-batches like ``x``, where arrays can be handed to the kernels, as they are or copied."""
@@ -174,6 +230,8 @@ class Passes(dict[tuple[str, tuple[int, ...]], Any]):
             self._add(name, x, (Step if name == "train" else Evaluation)(model, x, y, data))
 
     def _add(self, name: str, x: np.ndarray, ready: Any) -> None:
+        if any(other.memory is not ready.memory for other in self._latest.values()):
+            self.clear()  # those do nothing any more, and would keep that memory
         if len(self) >= _MOST:
-            self.clear()
-        self[name, x.shape] = ready
+            del self[next(iter(self))]  # the one that was added first
+        self[name, x.shape] = self._latest[name, x.shape[1:]] = ready

@@ -6,7 +6,7 @@ import inspect
 import numpy as np
 import pytest
 
-from dlcore.kernels.cpu import dropout, entries, factors, norm, prepared, sharpness, steps, update
+from dlcore.kernels.cpu import dropout, entries, factors, norm, prepared, sharpness, steps, table, update
 from dlcore.kernels.program import Buffer, factors_of
 
 ROW_COUNT = 37  # 3 chunks
@@ -115,7 +115,8 @@ def run_compiled(op, arrays, scalars):
         for k, (spec, a) in enumerate(zip(op.operands, arrays, strict=True))
     ]
     one = steps.step(op.name, operands, None, list(scalars.values()))
-    ready = prepared.Prepared([one], [o for o in operands if o is not None], ROW_COUNT, lambda operand: None)
+    tables = table.Tables([one], lambda operand: None, ROW_COUNT)
+    ready = prepared.Prepared(tables, [o for o in operands if o is not None], ROW_COUNT)
     ready(*(a for a in arrays if a is not None))
 
 

@@ -123,7 +123,7 @@ def test_the_same_bits_for_every_number_of_threads(threads, name, dtype):
         taken = threads(n)
         *result, model = train(name, dtype)
         assert taken == {n}
-        found = {s.op.name for plan in model._engine._tables.values() for s in plan.steps}
+        found = {s.op.name for plan in model._engine._tables["train"].made.values() for s in plan.steps}
         assert ("dense_forward_columns" in found) == ("dense_backward_x_columns" in found) == ("wide" in name and n > 1)
         assert ("dense_update" in found) == ("sum_chunks_update" in found) == ("clipped" not in name)
         results.append(result)
@@ -219,7 +219,7 @@ def test_a_forked_child_goes_on_with_the_steps_of_its_parent():
             return [model.train_on_batch(x, y) for _ in range(3)]
         go_on()
         (step,) = model._passes.values()
-        assert [*step.run._tables] == [2]  # of two threads
+        assert [*step.run._jobs] == [2]  # of two threads
         return go_on
     expected = begin()()
     go_on = begin()

@@ -103,7 +103,7 @@ def test_it_takes_another_number_of_threads(pool, monkeypatch):
         look(pool, NEVER)
         assert run()
     assert pool.asked == [3, 2]
-    assert [*prepared._tables] == [2, 3]
+    assert [*prepared._jobs] == [2, 3]
 
 
 def test_what_is_worth_fewer_threads_takes_fewer(pool, monkeypatch):
@@ -113,7 +113,7 @@ def test_what_is_worth_fewer_threads_takes_fewer(pool, monkeypatch):
     look(pool, NEVER)
     assert run()
     assert len(pool.asked) == 1
-    assert [*prepared._tables] == pool.asked
+    assert [*prepared._jobs] == pool.asked
     assert pool.asked[0] < 8
 
 
@@ -121,7 +121,7 @@ def test_one_thread_needs_no_pool(pool, monkeypatch):
     monkeypatch.setattr(threads, "_num_threads", 1)
     prepared, run = square()
     assert all(run() for _ in range(3))
-    assert [*prepared._tables] == [1]
+    assert [*prepared._jobs] == [1]
     assert prepared._ready is None
 
 
@@ -253,7 +253,7 @@ from test_launching import NEVER, look, square
 table._SECONDS_PER_THREAD = 1e-30
 threads.set_num_threads(2)
 ready, run = square()
-assert run() and [*ready._tables] == [2]
+assert run() and [*ready._jobs] == [2]
 """
 
 
@@ -272,7 +272,7 @@ for instruction in itertools.count(1):
     finally:
         sys.settrace(None)
     assert run() and t.calls(2) == [1, 1]
-print(instruction, [*ready._tables])
+print(instruction, [*ready._jobs])
 """
     )
     instructions, tables = out.split(maxsplit=1)

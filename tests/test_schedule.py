@@ -9,9 +9,10 @@ import dlcore
 from dlcore import layers, optimizers
 from dlcore.kernels import find
 from dlcore.kernels.cpu.entries import body_of
+from dlcore.kernels.cpu.interpreter import Workspaces
 from dlcore.kernels.cpu.schedule import accesses, order, with_barriers
 from dlcore.kernels.cpu.steps import STEPS, TAKES_PIECES, divide_by_columns, fuse_updates, step
-from dlcore.kernels.cpu.table import steps_of
+from dlcore.kernels.cpu.table import Tables, steps_of
 from dlcore.kernels.instructions import CHUNKS, ROWS
 from dlcore.kernels.program import Buffer, Builder
 
@@ -217,6 +218,51 @@ def test_few_rows_are_divided_by_columns(rows, threads, divided):
     assert found.count("dense_forward_columns") == 2 * divided
     assert found.count("dense_forward") == 3 - 2 * divided  # the last has too few weights
     assert found.count("dense_backward_x_columns") == divided
+
+
+def test_mini_batches_share_a_table_unless_products_are_cut_in_another_way():
+    made = program([layers.Dense(400), layers.Dense(5, "softmax")], "adam", features=400)
+    tables = Tables(steps_of(made.lists["train"], made), lambda operand: None, 2000)
+    assert tables.table(7, 1) is tables.table(100, 1) is tables.table(2000, 2)
+    assert tables.table(2, 4) is tables.table(31, 4)
+    different = [(7, 1), (31, 4), (1, 4), (31, 3), (100, 3), (511, 2), (1, 2), (31, 8)]
+    assert len({id(tables.table(*one)) for one in different}) == len(different) == len(tables.made)
+    for one in different:
+        expected = names(divide_by_columns(tables.steps, *one))
+        assert [name for name in names(tables.table(*one).steps) if name != "barrier"] == expected
+    assert "dense_forward_columns" in names(tables.table(31, 4).steps)
+    assert "dense_forward_columns" not in names(tables.table(1, 4).steps)  # a hundred columns a thread are too few
+
+
+def test_arrays_are_known_to_tables_made_before_and_after():
+    made = program([layers.Dense(400), layers.Dense(5, "softmax")], "adam", features=400)
+    tables = Tables(steps_of(made.lists["predict"], made), lambda operand: None, 64)
+    order = np.arange(60)
+    before = tables.table(64, 1)
+    tables.point(made.externs["order"], order)
+    after = tables.table(16, 2)
+    assert after is not before
+    for table in (before, after):
+        ((number, word),) = table.places[made.externs["order"]]
+        assert table.words[number, word : word + 2].tolist() == [order.ctypes.data, 60]
+
+
+def test_workspaces_are_as_large_as_the_largest_job_wants():
+    found = Workspaces()
+    first, other = found.find(2, 100), found.find(3, 100)
+    assert found.find(2, 50) is found.find(2, 100) is first is not other
+    assert found.find(2, 1000).scratch == 1000
+    assert found.find(2, 100) is found.find(2, 1000)
+
+
+@pytest.mark.parametrize("rows", [1, 30, 5000])
+def test_seconds_are_those_of_products_or_of_memory(rows):
+    """Of relu(x W + b), 400 to 300: rows are gathered, then the product reads weights, bias and samples, and writes."""
+    made = program([layers.Dense(300, "relu")], "sgd", features=400)
+    tables = Tables(steps_of(made.lists["predict"], made), lambda operand: None, 5000)
+    gather = (4 * 400 * (rows + 1) + 8) / 2e10  # one number and one row stand for those it reads
+    product = max(2 * 400 * 300 * rows / 6e10, 4 * (400 * 300 + 300 + (400 + 300) * rows) / 2e10)
+    assert tables.seconds(rows) == pytest.approx(gather + product + 2 * 2e-8)
 
 
 # ------------------------------------------------------------------- against the definition, one step with each other

@@ -56,7 +56,7 @@ def test_a_mini_batch_is_read_where_it_is(rng, optimizer, gathered):
     for at in range(0, len(x), BATCH):
         single.train_on_batch(x[at : at + BATCH], y[at : at + BATCH])
     (step,) = single._passes.values()
-    assert [one.op.name for one in step.run._steps if one.op.name.startswith("gather")] == gathered
+    assert [one.op.name for one in step.run._tables.steps if one.op.name.startswith("gather")] == gathered
     for a, b in zip(whole.get_weights(), single.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -182,13 +182,25 @@ def test_weighted_mini_batches_one_by_one_are_an_epoch(rng, kind, loss):
 
 @pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "mse"])
 def test_weights_that_come_and_go(rng, loss):
-    """A model is another program with weights; where all of them are 1, it gives the same."""
+    """A model is another program with weights, and stays that one; where all of them are 1, it gives the same."""
     x, y = data(rng, BATCH)
     if loss == "mse":
         y = np.eye(CLASSES, dtype=np.float32)[y]
     plain, other = network(loss), network(loss)
+    programs = []
     for weight in (None, np.ones(BATCH, np.float32), [1.0] * BATCH, np.ones(BATCH), None, np.ones(BATCH)):
-        assert other.train_on_batch(x, y, weight) == pytest.approx(plain.train_on_batch(x, y), rel=1e-6)
+        for rows in (BATCH, BATCH - 1):
+            given = None if weight is None else weight[:rows]
+            assert other.train_on_batch(x[:rows], y[:rows], given) == plain.train_on_batch(x[:rows], y[:rows])
+            assert other.test_on_batch(x[:rows], y[:rows]) == plain.evaluate(x[:rows], y[:rows])
+            assert other.evaluate(x[:rows], y[:rows]) == plain.test_on_batch(x[:rows], y[:rows])
+            programs.append(other._network)
+    for model in (plain, other):
+        model.fit(x, y, BATCH, verbose=0, shuffle=False)
+    for a, b in zip(plain.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert len({*map(id, programs)}) == 2
+    assert other._network is programs[-1] is not programs[0]
     before = other.get_weights()
     for weight, message in (
         (np.full(BATCH, -1.0), "sample_weight must not be negative, got -1"),
@@ -289,20 +301,6 @@ def test_values_that_are_changed_in_place_are_seen(rng):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_larger_mini_batch_moves_the_memory(rng):
-    x, y = data(rng, 1000)
-    model, other = network(), network()
-    other._engine.reserve(len(x))  # room from the start
-    for m in (model, other):
-        m.train_on_batch(x[:BATCH], y[:BATCH])
-        m.train_on_batch(x[:BATCH], y[:BATCH])
-        m.train_on_batch(x, y)
-        m.train_on_batch(x[:BATCH], y[:BATCH])
-    assert model._engine.rows == 1000
-    for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 # what is given as a list takes the long way, always
 
 
@@ -351,25 +349,6 @@ def test_predictions_are_those_of_the_model_as_it_is(rng):
     check()
     assert len({result.tobytes() for result in seen[:5]}) == 5
     assert sum(name == "predict" for name, _ in model._passes) == 1
-
-
-def test_predictions_in_smaller_mini_batches_than_before(rng, monkeypatch):
-    x, _ = data(rng, BATCH)
-    model = network()
-    expected = model.predict(x)
-    monkeypatch.setattr(model._passes["predict", x.shape], "run", lambda *arrays: pytest.fail("all rows at once"))
-    np.testing.assert_array_equal(model.predict(x, 3), expected)
-    with pytest.raises(pytest.fail.Exception, match="all rows at once"):
-        model.predict(x, BATCH)
-
-
-def test_more_sizes_of_mini_batches_than_are_kept(rng):
-    x, _ = data(rng, 40)
-    model = network()
-    for _ in range(2):
-        for rows in range(1, 41):
-            np.testing.assert_array_equal(model.predict(x[:rows]), model.predict(x[:rows].tolist()))
-    assert 0 < len(model._passes) < 40
 
 
 def test_bad_samples_after_good_ones(rng):

@@ -16,7 +16,7 @@ from ..step_text import UNIFORM_HEADER
 from . import memory
 from .prepared import Prepared, checking
 from .steps import step
-from .table import steps_of
+from .table import Tables, steps_of
 
 _MOST_PREPARED = 1024
 
@@ -53,7 +53,8 @@ def _prepare(example: Instruction) -> Prepared:
         if array is not None and spec.dims[0] == "m":
             rows = int(array.shape[0])
     steps = steps_of([Instruction(example.op, operands, example.rule, example.scalars)])
-    return Prepared(steps, [o for o in operands if o is not None], rows, lambda operand: None, written=written)
+    tables = Tables(steps, lambda operand: None, rows)
+    return Prepared(tables, [o for o in operands if o is not None], rows, written=written)
 
 
 class _Results:
@@ -143,7 +144,8 @@ class Update:
         if clipped:
             begin.append(Instruction("clip_by_global_norm", [given[1], h, u]))
         update = step("optimizer_update_apart", [*[*given, None, None][:4], u], rule)
-        self.run = Prepared(steps_of([*begin, update]), given, 0, fixed.get, [shape] * len(given), written)
+        tables = Tables(steps_of([*begin, update]), fixed.get, 0)
+        self.run = Prepared(tables, given, 0, [shape] * len(given), written)
 
     def __call__(self, arrays: Sequence[Any], number: int, settings: tuple[Any, ...]) -> bool:
         """Step ``number`` (from 1); ``settings``: weight decay, clipping norm, and values other than the defaults.

@@ -16,10 +16,9 @@ import numpy as np
 from ..instructions import Instruction
 from ..program import Buffer, Program
 from . import table
-from .interpreter import Workspace, aligned, entry_point, work, work_many
+from .interpreter import Workspaces, aligned, entry_point, work, work_many
 from .prepared import Prepared, checking, run_checked
-from .steps import least_columnwise
-from .table import Table, steps_of
+from .table import Tables, steps_of
 from .threads import get_num_threads, pool, run
 
 
@@ -38,9 +37,8 @@ class Engine:
         self.memory = np.zeros(0, np.uint8)
         self._views: dict[Buffer, np.ndarray] = {}
         self._steps: dict[str, list[Instruction]] = {}
-        self._tables: dict[tuple[str, int | None, int], Table] = {}
-        self._workspaces: dict[int, Workspace] = {}
-        self._estimates: dict[tuple[str, int], float] = {}
+        self._tables: dict[str, Tables] = {}
+        self._workspaces = Workspaces()
         self._externs: dict[str, np.ndarray] = {}
         self._histories: dict[str, np.ndarray] = {}
         self.lock = threading.RLock()
@@ -84,8 +82,8 @@ class Engine:
                 continue
             self.program.check_binding(name, array)
             self._externs[name] = array
-            for plan in self._tables.values():
-                plan.point(self.program.externs[name], array)
+            for tables in self._tables.values():
+                tables.point(self.program.externs[name], array)
 
     def hold(self, *arrays: np.ndarray) -> None:
         """Nothing to do: arrays are bound where they are."""
@@ -126,40 +124,26 @@ class Engine:
             self._steps[name] = steps_of(self.program.lists[name], self.program)
         return self._steps[name]
 
-    def _table(self, name: str, batch: int, threads: int) -> Table:
-        """The table of a list; one for all numbers of threads where none of its products is cut by columns."""
-        least = least_columnwise(batch, threads)
-        key = name, least, 1 if least is None else threads
-        if key not in self._tables:
-            plan = Table(self._steps_of(name), self._views.get, self.rows, batch, threads)
+    def _tables_of(self, name: str) -> Tables:
+        if name not in self._tables:
+            tables = Tables(self._steps_of(name), self._views.get, self.rows, self._workspaces)
+            self._tables[name] = tables
             for extern, array in self._externs.items():
-                plan.point(self.program.externs[extern], array)
-            self._tables[key] = plan
-        return self._tables[key]
-
-    def _workspace(self, threads: int, scratch: int) -> Workspace:
-        found = self._workspaces.get(threads)
-        if found is None or found.scratch < scratch:
-            found = self._workspaces[threads] = Workspace(threads, scratch)
-        return found
+                tables.point(self.program.externs[extern], array)
+        return self._tables[name]
 
     def seconds(self, name: str, batch: int) -> float:
         """About how long one thread takes for a mini-batch of the list, good to a factor of 2."""
-        key = name, batch
-        if key not in self._estimates:
-            self._estimates[key] = table.seconds(self._steps_of(name), batch)
-        return self._estimates[key]
+        return self._tables_of(name).seconds(batch)
 
     def _threads(self, name: str, batch: int) -> int:
         """How many threads a mini-batch of the list is worth."""
         return min(table.worthwhile_threads(self.seconds(name, batch)), get_num_threads())
 
-    def _job(self, name: str, steps: int, batch: int, samples: int, first: int, threads: int) -> Workspace:
-        """A workspace with the job of a run in it."""
-        plan = self._table(name, batch, threads)
-        workspace = self._workspace(threads, plan.scratch)
-        workspace.describe(plan, steps, batch, samples, first, threads)
-        return workspace
+    def _job(self, name: str, steps: int, batch: int, samples: int, first: int, threads: int) -> np.ndarray:
+        """The words of the job of a run."""
+        plan = self._tables_of(name).table(batch, threads)
+        return self._workspaces.find(threads, plan.scratch).job(plan, steps, batch, samples, first)
 
     def prepare(
         self, name: str, batch: int, given: Sequence[str], ranges: Mapping[str, tuple[int, int]], **arrays: np.ndarray
@@ -168,7 +152,8 @@ class Engine:
 
         Those hold the rows of the mini-batch in their order, and stand where the list would gather them. The other
         externs are bound to ``arrays``. What is given for a name in ``ranges`` must lie in that range, with both ends,
-        or a call does nothing. It is valid as long as :attr:`memory` stays what it is.
+        or a call does nothing. It is valid as long as :attr:`memory` stays what it is, and resized for as many rows as
+        there is room for if ``arrays`` are that long. It must be called with :attr:`lock` held.
         """
         for extern, array in arrays.items():
             self.program.check_binding(extern, array)
@@ -184,7 +169,7 @@ class Engine:
             operands.append(source if rows is None else rows)
         shapes = [(batch, *operand.shape[1:]) for operand in operands]
         bounded = {operand: ranges[extern] for extern, operand in zip(given, operands, strict=True) if extern in ranges}
-        return Prepared(steps, operands, batch, known.get, shapes, ranges=bounded)
+        return Prepared(Tables(steps, known.get, self.rows, self._workspaces), operands, batch, shapes, ranges=bounded)
 
     def run(self, name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
         """Run list ``name`` for mini-batches ``first`` to ``first + steps - 1`` of ``samples`` samples.
@@ -195,12 +180,12 @@ class Engine:
         rows = min(batch, samples)
         with self.lock:
             if checking():
-                workspace = self._job(name, steps, batch, samples, first, 1)
-                run_checked(self._table(name, batch, 1), workspace, steps, batch, samples, first)
+                plan = self._tables_of(name).table(batch, 1)
+                run_checked(plan, self._workspaces.find(1, plan.scratch), steps, batch, samples, first)
                 return
             with pool(self._threads(name, rows)) as granted:
-                workspace = self._job(name, steps, batch, samples, first, granted)
-                run(entry_point(work).address, workspace.job_address, granted)
+                job = self._job(name, steps, batch, samples, first, granted)
+                run(entry_point(work).address, job.ctypes.data, granted)
 
 
 def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, samples: int, first: int = 0) -> None:
@@ -218,13 +203,12 @@ def run_many(engines: Sequence[Engine], name: str, steps: int, batch: int, sampl
     with contextlib.ExitStack() as stack:
         for engine in distinct:
             stack.enter_context(engine.lock)
-        jobs = np.empty(2 + len(engines), np.int64)
-        jobs[:2] = 0, len(engines)
-        for k, engine in enumerate(engines):
+        for engine in engines:
             engine.program.check_run(steps, batch, samples, first, engine.rows)
-            jobs[2 + k] = engine._job(name, steps, batch, samples, first, 1).job_address
+        jobs = [engine._job(name, steps, batch, samples, first, 1) for engine in engines]
+        each = np.array([0, len(jobs), *(job.ctypes.data for job in jobs)], np.int64)
         with pool(min(len(engines), get_num_threads()), meet=False) as granted:
-            run(entry_point(work_many).address, jobs.ctypes.data, granted)
+            run(entry_point(work_many).address, each.ctypes.data, granted)
 
 
 def _gathered(steps: Sequence[Instruction], source: Any) -> Any:

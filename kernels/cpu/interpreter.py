@@ -97,23 +97,36 @@ def aligned(nbytes: int) -> np.ndarray:
 
 
 class Workspace:
-    """The memory in which jobs of up to ``threads`` threads run: a job, contexts, scratch, and a barrier."""
+    """The memory in which jobs of ``threads`` threads run, one at a time: contexts, scratch, and a barrier."""
 
     def __init__(self, threads: int, scratch: int) -> None:
         self.scratch = scratch
         scratch = -(-scratch // ALIGNMENT) * ALIGNMENT
         control = 8 * BARRIER_WORDS
-        head = -(-(8 * JOB + control) // ALIGNMENT) * ALIGNMENT
+        head = -(-control // ALIGNMENT) * ALIGNMENT
         self._memory = aligned(head + threads * (8 * CONTEXT + scratch))
         base = self._memory.ctypes.data
-        self.job_address = base
-        self.job = self._memory[: 8 * JOB].view(np.int64)
         contexts = self._memory[head : head + threads * 8 * CONTEXT].view(np.int64).reshape(threads, CONTEXT)
-        contexts[:, CONTROL] = base + 8 * JOB
+        contexts[:, CONTROL] = base
         contexts[:, SCRATCH] = base + head + threads * 8 * CONTEXT + scratch * np.arange(threads)
-        self.contexts = contexts
-        self.job[CONTEXTS] = base + head
+        self.threads, self.contexts = threads, contexts
 
-    def describe(self, table: Any, steps: int, batch: int, samples: int, first: int, threads: int) -> None:
-        """Write the job."""
-        self.job[:CONTEXTS] = table.address, table.length, steps, batch, samples, first, threads
+    def job(self, table: Any, steps: int, batch: int, samples: int, first: int) -> np.ndarray:
+        """The words of a job that runs ``table`` in this memory."""
+        job = np.empty(JOB, np.int64)
+        job[:] = table.address, table.length, steps, batch, samples, first, self.threads, self.contexts.ctypes.data
+        return job
+
+
+class Workspaces:
+    """Workspaces for jobs that do not run at once, by threads."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, Workspace] = {}
+
+    def find(self, threads: int, scratch: int) -> Workspace:
+        """One with at least ``scratch`` bytes for each thread."""
+        found = self._found.get(threads)
+        if found is None or found.scratch < scratch:
+            found = self._found[threads] = Workspace(threads, scratch)
+        return found

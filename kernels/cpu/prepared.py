@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core import config
 
-from ..instructions import Instruction
 from . import context as layout
 from . import entries, launching, table
 from .interpreter import Workspace, entry_point, work
 from .launching import launcher
 from .steps import chunk_rows, most_threads
-from .table import Table
+from .table import Table, Tables
 from .threads import get_num_threads, pool
 
 
@@ -42,55 +41,59 @@ class _Job(NamedTuple):
     address: int  # of the block
     plan: Table
     workspace: Workspace
+    words: np.ndarray
     places: np.ndarray
 
 
 class Prepared:
-    """``steps`` for one mini-batch of ``rows`` rows; ``operands`` are those whose arrays each call brings.
+    """``tables`` for one mini-batch of ``rows`` rows; ``operands`` are those whose arrays each call brings.
 
-    ``resolve`` gives the arrays of the others. The arrays have the shapes of their operands unless ``shapes`` gives
-    others, those of ``written`` are not read-only, and no element of one in ``ranges`` lies outside of the range (both
-    ends belong to it). A call is one native call, and costs a microsecond of Python.
+    The arrays have the shapes of their operands unless ``shapes`` gives others, those of ``written`` are not read-only,
+    and no element of one in ``ranges`` lies outside of the range (both ends belong to it). A call is one native call,
+    and costs a microsecond of Python. Two that share their tables must not run at once.
     """
 
     def __init__(
         self,
-        steps: Sequence[Instruction],
+        tables: Tables,
         operands: Sequence[Any],
         rows: int,
-        resolve: Callable[[Any], np.ndarray | None],
         shapes: Sequence[tuple[int, ...]] | None = None,
         written: Collection[Any] = (),
         ranges: Mapping[Any, tuple[int, int]] | None = None,
     ) -> None:
-        self._steps, self._operands, self._resolve = steps, operands, resolve
+        self._tables, self._operands = tables, operands
         self._rows = max(1, rows)
-        worth = table.worthwhile_threads(table.seconds(steps, self._rows))
-        self._worth = min(worth, most_threads(steps, self._rows))
+        worth = table.worthwhile_threads(tables.seconds(self._rows))
+        self._worth = min(worth, most_threads(tables.steps, self._rows))
         self._shapes = [o.shape for o in operands] if shapes is None else shapes
-        self._written = [o in written for o in operands]
-        self._ranges = [(ranges or {}).get(o) for o in operands]
-        sizes = [*self._shapes, *(ends for ends in self._ranges if ends is not None)]
+        self._written, self._ranges = written, ranges or {}
+        sizes = [*self._shapes, *(self._ranges[o] for o in operands if o in self._ranges)]
         self._sizes = np.array([n for found in sizes for n in found], np.int64)
-        given = zip(operands, self._shapes, self._written, self._ranges, strict=True)
-        kinds = tuple((o.dtype, len(shape), w, ends is not None) for o, shape, w, ends in given)
+        given = zip(operands, self._shapes, strict=True)
+        kinds = tuple((o.dtype, len(shape), o in self._written, o in self._ranges) for o, shape in given)
         self._addresses = np.zeros(len(operands) + 1, np.int64)
-        self._tables: dict[int, _Job] = {}
+        self._jobs: dict[int, _Job] = {}  # by threads
         self._checked = checking()
         self._launch = launcher(kinds, self._worth > 1)
         # What a launch needs that does not ask the pool: the address of a block, the pool and its lock. None: it asks.
         self._ready: tuple[int, Any, Any] | None = None
 
+    def resized(self, rows: int) -> Prepared:
+        """The same for ``rows`` rows, which all of the arrays have."""
+        shapes = [(rows, *shape[1:]) for shape in self._shapes]
+        return Prepared(self._tables, self._operands, rows, shapes, self._written, self._ranges)
+
     def _prepare(self, threads: int) -> _Job:
-        plan = Table(self._steps, self._resolve, self._rows, self._rows, threads)
-        workspace = Workspace(threads, plan.scratch)
-        workspace.describe(plan, 1, self._rows, self._rows, 0, threads)
+        plan = self._tables.table(self._rows, threads)
+        workspace = self._tables.workspaces.find(threads, plan.scratch)
+        words = workspace.job(plan, 1, self._rows, self._rows, 0)
         places = plan.word_addresses(self._operands)
-        job = entry_point(work).address, workspace.job_address, threads
+        job = entry_point(work).address, words.ctypes.data, threads
         pointers = self._addresses.ctypes.data, places.ctypes.data, len(places), self._sizes.ctypes.data
         block = np.array([0, self._worth, *job, *pointers], np.int64)
-        self._tables[threads] = _Job(block, block.ctypes.data, plan, workspace, places)
-        return self._tables[threads]
+        self._jobs[threads] = _Job(block, block.ctypes.data, plan, workspace, words, places)
+        return self._jobs[threads]
 
     def __call__(self, *arrays: np.ndarray) -> bool:
         """Run on ``arrays``; False, and nothing has been done, where one is not C-contiguous or not as was said."""
@@ -116,9 +119,9 @@ class Prepared:
         if self._checked:
             return self._call_checked(arrays)
         if self._worth == 1:
-            return self._run(self._tables.get(1) or self._prepare(1), arrays)
+            return self._run(self._jobs.get(1) or self._prepare(1), arrays)
         with (team := pool(min(self._worth, get_num_threads()))) as granted:
-            job = self._tables.get(granted) or self._prepare(granted)
+            job = self._jobs.get(granted) or self._prepare(granted)
             job.block[launching.CONTROL] = team.pool.control
             if granted == team.threads > 1:
                 self._ready = job.address, team.pool, team.pool.lock
@@ -131,11 +134,12 @@ class Prepared:
             return False
 
     def _call_checked(self, arrays: Sequence[np.ndarray]) -> bool:
-        job = self._tables.get(1) or self._prepare(1)
-        given = [*zip(self._operands, self._shapes, self._written, self._ranges, arrays, strict=False)]
-        if len(arrays) != len(self._operands) or not all(_suits(*one) for one in given):
+        job = self._jobs.get(1) or self._prepare(1)
+        given = [*zip(self._operands, self._shapes, arrays, strict=False)]
+        suited = [_suits(o, shape, o in self._written, self._ranges.get(o), array) for o, shape, array in given]
+        if len(arrays) != len(self._operands) or not all(suited):
             return False
-        for operand, *_, array in given:
+        for operand, _, array in given:
             job.plan.point(operand, array if array.ndim == len(operand.shape) else array.reshape(-1))
         run_checked(job.plan, job.workspace, 1, self._rows, self._rows, 0)
         return True

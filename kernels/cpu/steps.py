@@ -239,33 +239,37 @@ def divide_by_columns(steps: Sequence[Instruction], rows: int, threads: int) -> 
     That is where there are fewer chunks of rows than threads, and where the rows are few beside the weights: cut by
     rows, every thread reads all weights.
     """
-    least = least_columnwise(rows, threads)
+    cut = cut_by_columns(rows, threads)
     result = []
     for s in steps:
-        if least is not None and _by_columns(s, least, rows, threads):
+        if cut is not None and _by_columns(s, *cut):
             s = step(f"{s.op.name}_columns", s.operands, s.rule)
         result.append(s)
     return result
 
 
-def least_columnwise(rows: int, threads: int) -> int | None:
-    """From how many weights on a dense product is cut by columns; None for none."""
+def cut_by_columns(rows: int, threads: int) -> tuple[int, int] | None:
+    """From how many weights and columns on a dense product is cut by columns; None where none is."""
+    columns = _columns_a_thread(rows) * threads
     if threads > chunk_count(rows):
-        return 1 << 17  # below, the barriers cost more than the second thread saves
+        return _WEIGHTS, columns
     # each thread packs and fetches its part of the weights alone; with more rows that is little beside the products
-    return 1 << 15 if threads > 1 and rows < 256 * threads else None
+    return (1 << 15, columns) if threads > 1 and rows < 256 * threads else None
+
+
+_WEIGHTS = 1 << 17  # below, the barriers cost more than the second thread saves
 
 
 def _columns_a_thread(rows: int) -> int:
     return 128 if rows == 1 else 32  # at least: a single row is all reading of weights, and strips are read slowly
 
 
-def _by_columns(s: Instruction, least: int, rows: int, threads: int) -> bool:
+def _by_columns(s: Instruction, least_weights: int, least_columns: int) -> bool:
     if s.op.name not in ("dense_forward", "dense_backward_x"):
         return False
     weights = s.operands[1].shape
     columns = weights[1] if s.op.name == "dense_forward" else weights[0]
-    return math.prod(weights) >= least and columns >= _columns_a_thread(rows) * threads
+    return math.prod(weights) >= least_weights and columns >= least_columns
 
 
 def most_threads(steps: Sequence[Instruction], rows: int) -> int:
@@ -276,7 +280,7 @@ def most_threads(steps: Sequence[Instruction], rows: int) -> int:
             return MOST_CHUNKS
         if s.op.division in ("rows", "chunks"):
             most = max(most, chunk_count(rows))
-        if _by_columns(s, 1 << 17, rows, 1):
+        if _by_columns(s, _WEIGHTS, _columns_a_thread(rows)):
             columns = s.operands[1].shape[1 if s.op.name == "dense_forward" else 0]
             most = max(most, columns // _columns_a_thread(rows))
     return most

@@ -15,9 +15,9 @@ from ..program import PAGE
 from . import dropout, factors, gemm
 from .compiling import compiled
 from .entries import WORDS, Functions
-from .interpreter import aligned
+from .interpreter import Workspaces, aligned
 from .schedule import order, with_barriers
-from .steps import CHUNK_ROWS, MOST_CHUNKS, divide_by_columns, expand, fuse_updates
+from .steps import CHUNK_ROWS, MOST_CHUNKS, cut_by_columns, divide_by_columns, expand, fuse_updates
 
 
 def steps_of(instructions: Sequence[Instruction], program: Any = None) -> list[Instruction]:
@@ -109,6 +109,49 @@ class Table:
         return np.array(places, np.int64).reshape(-1, 2)
 
 
+class Tables:
+    """The tables of a list of steps, each made when it is first asked for: most serve mini-batches of any size.
+
+    There is room for ``rows`` rows; ``resolve`` and :meth:`point` give the arrays, as for a :class:`Table`. Jobs run
+    one at a time, in ``workspaces``, which lists that take turns may share.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Instruction],
+        resolve: Callable[[Any], np.ndarray | None],
+        rows: int,
+        workspaces: Workspaces | None = None,
+    ) -> None:
+        self.steps, self._resolve, self._rows = steps, resolve, rows
+        self.made: dict[Any, Table] = {}  # by what they depend on
+        self._arrays: dict[Any, np.ndarray] = {}
+        self.workspaces = Workspaces() if workspaces is None else workspaces
+        self._costs = np.array([_costs(step) for step in steps], np.float64).reshape(-1, 3).T
+
+    def seconds(self, rows: int) -> float:
+        """About how long one thread takes for ``rows`` rows, good to a factor of 2."""
+        flops, row, other = self._costs
+        return float(np.maximum(flops * rows / _FLOPS, (row * rows + other) / _BYTES).sum()) + _CALL * len(flops)
+
+    def table(self, batch: int, threads: int) -> Table:
+        """The table for mini-batches of ``batch`` rows on so many threads."""
+        cut = cut_by_columns(batch, threads)
+        key = None if cut is None else (cut, threads)
+        if key not in self.made:
+            made = Table(self.steps, self._resolve, self._rows, batch, threads)
+            for operand, array in self._arrays.items():
+                made.point(operand, array)
+            self.made[key] = made
+        return self.made[key]
+
+    def point(self, operand: Any, array: np.ndarray) -> None:
+        """Let ``operand`` be ``array`` in all of them, and in those to come."""
+        self._arrays[operand] = array
+        for table in self.made.values():
+            table.point(operand, array)
+
+
 def scratch_bytes(step: Instruction) -> int:
     """The memory of a thread's own that a step needs."""
     if step.op.name.startswith("dense_"):
@@ -121,29 +164,25 @@ def scratch_bytes(step: Instruction) -> int:
     return 5 * 8 * int(columns) + PAGE  # see norm.beside
 
 
-# What one thread does in a second, for choosing the number of threads: measured on one machine, good to a factor of 2.
+# What one thread does in a second, for choosing the number of threads: measured on one machine.
 _FLOPS = 6e10
 _BYTES = 2e10
 _CALL = 2e-8
 _SECONDS_PER_THREAD = 2e-5  # of work before another thread pays: a launch and some barriers take 5 us
 
 
-def seconds(steps: Sequence[Instruction], rows: int) -> float:
-    """About how long one thread takes for ``steps`` with ``rows`` rows."""
-    total = 0.0
-    for step in steps:
-        sizes: dict[str, int] = {"m": rows, "C": 1, "c": 1}
-        nbytes = 0
-        for spec, operand in zip(step.op.operands, step.operands, strict=True):
-            if operand is None:
-                continue
-            for letter, size in zip(spec.dims, operand.shape, strict=True):
-                sizes.setdefault(letter, 1 if size in (ROWS, CHUNKS) else int(size))
-            touched = [sizes[letter] for letter in spec.dims if letter not in "NOHC"]
-            nbytes += math.prod(touched) * operand.dtype.itemsize
-        flops = 2 * sizes["m"] * sizes["k"] * sizes["n"] if step.op.name in _PRODUCTS else 0
-        total += max(flops / _FLOPS, nbytes / _BYTES) + _CALL
-    return total
+def _costs(step: Instruction) -> tuple[int, int, int]:
+    """Of a step: the operations for each row, the bytes for each row, and those that it touches in any case."""
+    sizes: dict[str, int] = {"m": 1, "C": 1, "c": 1}
+    nbytes = {True: 0, False: 0}  # for each row or not
+    for spec, operand in zip(step.op.operands, step.operands, strict=True):
+        if operand is None:
+            continue
+        for letter, size in zip(spec.dims, operand.shape, strict=True):
+            sizes.setdefault(letter, 1 if size in (ROWS, CHUNKS) else int(size))
+        touched = [sizes[letter] for letter in spec.dims if letter not in "NOHC"]
+        nbytes["m" in spec.dims] += math.prod(touched) * operand.dtype.itemsize
+    return 2 * sizes["k"] * sizes["n"] if step.op.name in _PRODUCTS else 0, nbytes[True], nbytes[False]
 
 
 _PRODUCTS = ("dense_forward", "dense_backward_w", "dense_update", "dense_backward_x")
