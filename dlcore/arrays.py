@@ -14,8 +14,8 @@ from .kernels.instructions import ShapeError
 from .losses import UNBOUNDED, Loss
 
 
-def _array(name: str, value: Any, device: str) -> Any:
-    """``value`` as an array of NumPy; one on the model's GPU as an array of CuPy, without a copy.
+def as_array(name: str, value: Any, device: str) -> Any:
+    """``value`` as an array of numbers, of NumPy; one on the model's GPU as an array of CuPy, without a copy.
 
     Arrays of a GPU are fetched for a model on the CPU.
     """
@@ -60,12 +60,12 @@ def on(array: Any) -> AbstractContextManager[Any]:
 
 def shape_of(x: Any, device: str) -> tuple[int, ...]:
     """The shape of the samples ``x``."""
-    return tuple(x.shape) if hasattr(x, "shape") else tuple(_array("x", x, device).shape)
+    return tuple(x.shape) if hasattr(x, "shape") else tuple(as_array("x", x, device).shape)
 
 
 def samples(x: Any, shape: tuple[int, ...] | None, dtype: np.dtype, name: str = "x", device: str = "cpu") -> Any:
     """``x (n, *shape)`` as a C-contiguous matrix ``(n, features)``, for a model on ``device``."""
-    array = _array(name, x, device)
+    array = as_array(name, x, device)
     if array.ndim < 2 or 0 in array.shape[1:]:
         raise ValueError(f"{name} has shape {array.shape}; expected (samples, features)")
     if shape is not None and array.shape[1:] != shape:
@@ -81,7 +81,7 @@ def _check_count(name: str, array: np.ndarray, count: int) -> None:
 
 def targets(y: Any, count: int, outputs: int, loss: Loss, logits: bool, dtype: np.dtype, device: str = "cpu") -> Any:
     """``y`` as class numbers ``(n,)`` int64, or as a matrix ``(n, outputs)``; which one follows from the loss."""
-    array = _array("y", y, device)
+    array = as_array("y", y, device)
     _check_count("y", array, count)
     with on(array):
         return _targets(array, module_of(array), count, outputs, loss, logits, dtype)
@@ -111,16 +111,23 @@ def _targets(array: Any, xp: Any, count: int, outputs: int, loss: Loss, logits: 
             f"y has shape {array.shape}; {loss.name} on {outputs} classes expects class numbers ({count},) or "
             f"probabilities ({count}, {outputs})"
         )
-    numbers = array.astype(np.int64)
-    if array.dtype.kind == "f" and not xp.array_equal(numbers, array):
+    numbers = whole(array, xp)
+    if numbers is None:
         raise ValueError("y holds fractions; class numbers are integers")
     least, most = (int(numbers.min()), int(numbers.max())) if count else (0, 0)
     if least < 0 or most >= outputs:
         wrong = least if least < 0 else most
         raise ValueError(f"y holds class {wrong}; the model has {outputs} outputs, so classes are 0 to {outputs - 1}")
     if logits:
-        return xp.ascontiguousarray(numbers)
+        return numbers
     return xp.ascontiguousarray(xp.eye(outputs, dtype=dtype)[numbers])
+
+
+def whole(array: Any, xp: Any = np) -> Any:
+    """Class numbers as int64, C-contiguous; None where they are not all whole."""
+    with np.errstate(invalid="ignore"):  # of NaN
+        numbers = xp.ascontiguousarray(array.astype(np.int64))
+    return numbers if array.dtype.kind != "f" or xp.array_equal(numbers, array) else None
 
 
 def _signed(matrix: Any, xp: Any, loss: Loss) -> Any:
@@ -147,7 +154,7 @@ def weights(
         target = target.get()
     result = np.ones(count, dtype)
     if sample_weight is not None:
-        array = _array("sample_weight", sample_weight, "cpu")
+        array = as_array("sample_weight", sample_weight, "cpu")
         if array.shape != (count,):
             raise ValueError(f"sample_weight has shape {array.shape}; expected ({count},)")
         if array.size and not array.min() >= 0:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, averaging, losses, metrics, optimizers, random, training
+from . import arrays, averaging, losses, optimizers, random, training
 from .callbacks import Callback
 from .kernels import resolve
 from .kernels.device import engine as engine_of
 from .layers import Input, Layer
+from .metrics import get as get_metric
 from .network import Network, Plan, assemble
 from .step import Passes
 
@@ -159,7 +160,7 @@ class Sequential:
         if isinstance(metrics, str):
             raise TypeError(f"metrics must be a list, got the string {metrics!r}")
         chosen = losses.get(loss)
-        found = tuple(_metric(m, chosen) for m in metrics)
+        found = tuple(get_metric(m, chosen) for m in metrics)
         names = [m.name for m in found]
         if len(set(names)) < len(names):
             raise ValueError(f"metrics are named twice: {', '.join(names)}")
@@ -278,6 +279,8 @@ class Sequential:
         """The outputs ``(samples, outputs)`` for ``x``, as a NumPy array."""
         rows = training.positive("batch_size", batch_size)
         with self._lock:
+            if type(x) is not np.ndarray:
+                x = arrays.as_array("x", x, self.device)
             known = self._passes.run("predict", x, rows)
             if known is not None:
                 return known
@@ -302,11 +305,13 @@ class Sequential:
             return self._on_batch("test", x, y, sample_weight, return_dict)
 
     def _on_batch(self, name: str, x: Any, y: Any, weights: Any, return_dict: bool) -> Any:
+        if type(x) is not np.ndarray or type(y) is not np.ndarray:
+            x, y = arrays.as_array("x", x, self.device), arrays.as_array("y", y, self.device)
         values = self._passes.run(name, x, y, weights)
         if values is None:
             data = self._data(x, y, weights)
             values = [*self._runner(data, len(data.samples)).whole(name).values()]
-            self._passes.add(name, self, data, x, y, weights)
+            self._passes.add(name, self, data, x, y)
         assert self._network is not None
         return _result(values, self._network.histories, return_dict)
 
@@ -406,10 +411,6 @@ class Sequential:
         from . import checkpoint
 
         return checkpoint.load(path, device=device)
-
-
-def _metric(metric: Any, loss: losses.Loss) -> metrics.Metric:
-    return metrics.get(metric, loss)
 
 
 def _result(values: list[float], names: list[str], return_dict: bool) -> Any:

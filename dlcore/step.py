@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arrays import as_array, whole
 from .losses import UNBOUNDED, Loss
 
 if TYPE_CHECKING:
@@ -23,9 +24,11 @@ def limits(loss: Loss, target: np.ndarray, outputs: int) -> tuple[int, int] | No
     return loss.bounds
 
 
-def _converts(array: np.ndarray, dtype: np.dtype) -> bool:
-    """Whether the array can become one of ``dtype`` without a look at its numbers: class numbers may be fractions."""
-    return array.dtype.kind in "biu" or array.dtype.kind == dtype.kind == "f"
+def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """The array as the kernels want it, as the long way makes it; None where that one tells what is wrong."""
+    if array.dtype.kind == "f" != dtype.kind:
+        return whole(array)
+    return np.ascontiguousarray(array, dtype) if array.dtype.kind in "biuf" else None
 
 
 def _resized(shape: tuple[int, ...] | None, rows: int) -> tuple[int, ...] | None:
@@ -59,12 +62,10 @@ class _Pass:
 
     def _samples(self, x: Any) -> np.ndarray | None:
         """``x`` as the kernels want it, a copy if need be; None where that needs the long way."""
-        if type(x) is not np.ndarray or self.engine.memory is not self.memory:
+        if self.engine.memory is not self.memory:
             return None
-        if x.dtype is not self.dtype and not _converts(x, self.dtype):
-            return None
-        x = np.ascontiguousarray(x, self.dtype)  # as the long way does
-        return x if self.matrix is None else x.reshape(self.matrix)
+        samples = _converted(x, self.dtype)
+        return samples if samples is None or self.matrix is None else samples.reshape(self.matrix)
 
 
 class Outputs(_Pass):
@@ -126,7 +127,7 @@ class Evaluation(_Pass):
 
     def __call__(self, x: Any, y: Any, weights: Any) -> list[float] | None:
         """Loss and metrics; None, with nothing done, where this needs the long way."""
-        if type(x) is not np.ndarray or type(y) is not np.ndarray or y.shape != self.y_shape:
+        if y.shape != self.y_shape:
             return None
         engine = self.engine
         if weights is None:
@@ -138,22 +139,19 @@ class Evaluation(_Pass):
         if self.plain and x.dtype is self.dtype and y.dtype is self.target_dtype:  # most often, with the least Python
             arrays: Sequence[np.ndarray] | None = (np.ascontiguousarray(x), np.ascontiguousarray(y))
         else:
-            arrays = self._converted(x, y, weights)
+            arrays = self._arrays(x, y, weights)
         with engine.lock:
             return self.histories.tolist() if arrays is not None and self.run(*arrays) else None
 
-    def _converted(self, x: np.ndarray, y: np.ndarray, weights: Any) -> list[np.ndarray] | None:
+    def _arrays(self, x: np.ndarray, y: np.ndarray, weights: Any) -> list[np.ndarray] | None:
         """What the kernels are given, copies if need be."""
-        samples = self._samples(x)
-        if samples is None or (y.dtype is not self.target_dtype and not _converts(y, self.target_dtype)):
+        samples, targets = self._samples(x), _converted(y, self.target_dtype)
+        if samples is None or targets is None:
             return None
-        y = np.ascontiguousarray(y, self.target_dtype)
-        arrays = [samples, y if self.target is None else y.reshape(self.target)]
+        given = [samples, targets if self.target is None else targets.reshape(self.target)]
         if weights is not None:
-            if type(weights) is not np.ndarray or not _converts(weights, self.dtype):
-                return None
-            arrays.append(np.ascontiguousarray(weights, self.dtype))
-        return arrays
+            given.append(np.ascontiguousarray(as_array("sample_weight", weights, "cpu"), self.dtype))
+        return given
 
     def _up_to_date(self) -> bool:
         """Whether the program still does what is asked for."""
@@ -196,11 +194,11 @@ class Passes(dict[tuple[str, tuple[int, ...]], Any]):
         self._latest: dict[tuple[str, tuple[int, ...]], Any] = {}  # by function and shape of one sample
 
     def run(self, name: str, x: Any, *others: Any) -> Any:
-        """What the pass for ``x`` gives; None where there is none, or it needs the long way."""
-        shape = getattr(x, "shape", ())
+        """What the pass for the array ``x`` gives; None where there is none, or it needs the long way."""
+        shape = x.shape
         ready = self.get((name, shape))
         if ready is None:
-            like = self._latest.get((name, shape[1:])) if type(x) is np.ndarray else None
+            like = self._latest.get((name, shape[1:]))
             ready = None if like is None else like.resized(len(x))
             if ready is None:
                 return None
@@ -213,20 +211,14 @@ class Passes(dict[tuple[str, tuple[int, ...]], Any]):
         self._latest.clear()
 
     def add_outputs(self, model: Any, x: Any, samples: np.ndarray) -> None:
-        """Be ready for mini-batches like ``x``, where arrays can be handed to the kernels, as they are or copied."""
-        if model._engine.device == "cpu" and type(x) is np.ndarray:
+        """Be ready for mini-batches like ``x``."""
+        if model._engine.device == "cpu":
             self._add("predict", x, Outputs(model, x, samples))
 
-    def add(self, name: str, model: Any, data: Any, x: Any, y: Any, weights: Any) -> None:
+    def add(self, name: str, model: Any, data: Any, x: Any, y: Any) -> None:
         """The same for ``"train"`` and ``"test"``."""
-        if (
-            model._engine.device == "cpu"
-            and model._plan.loss.kind != "signed"
-            and type(x) is type(y) is np.ndarray
-            and (weights is None or type(weights) is np.ndarray)
-            and _converts(y, data.targets.dtype)
-            and y.size == data.targets.size
-        ):
+        made = model._plan.loss.kind == "signed" or y.size != data.targets.size  # targets of other numbers than y
+        if model._engine.device == "cpu" and not made:
             self._add(name, x, (Step if name == "train" else Evaluation)(model, x, y, data))
 
     def _add(self, name: str, x: np.ndarray, ready: Any) -> None:

@@ -64,11 +64,11 @@ def place(device: int | None) -> str:
 def to_numpy(name: str, array: Any) -> np.ndarray:
     """``array``, which lies in memory of the host, as an array of NumPy; not copied where its library can avoid it."""
     kind = type(array)
-    _check_protocol(name, array)
+    readable = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")
+    if not readable:
+        _check_protocol(name, array)
     try:
-        if hasattr(kind, "__array_interface__") or hasattr(kind, "__array__") or isinstance(array, np.ndarray):
-            return np.asarray(array)
-        return np.from_dlpack(array)
+        return np.asarray(array) if readable else np.from_dlpack(array)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise refused(name, array, error) from error
 

@@ -114,6 +114,13 @@ class _Copies:
         return np.ones(3, np.float32)
 
 
+class _Device:
+    """What lies on the CPU, and has nothing to be read by."""
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
 _REFUSED = {
     "a tensor that requires gradients": (
         lambda k: k.softmax(torch.ones(2, 2, requires_grad=True)),
@@ -129,6 +136,7 @@ _REFUSED = {
         "z is int32; expected float",
     ),
     "a list": (lambda k: k.softmax([[1.0]]), "got a list for z; expected an array of NumPy, CuPy, or another"),
+    "a device alone": (lambda k: k.softmax(_Device()), "got a _Device for z; expected an array of NumPy, CuPy, or an"),
     "copies": (
         lambda k: k.optimizer_update("sgd", _Copies(), np.ones(3, "f"), [], step=1),
         "gives out copies of itself",
@@ -163,6 +171,30 @@ def test_models_take_arrays_of_the_cpu(taken):
         model.compile("sgd", "sparse_categorical_crossentropy")
         history = model.fit(of(x), of(y), batch_size=4, epochs=2, verbose=0)
         return [*history.history["loss"], model.evaluate(of(x), of(y)), *model.predict(of(x)).ravel()]
+
+    assert trained(taken) == trained(np.asarray)
+
+
+@pytest.mark.parametrize("taken", [torch.from_numpy, Exporter])
+@pytest.mark.parametrize("labels", ["int64", "uint8", "float32"])
+def test_mini_batches_of_the_cpu_take_the_short_way(monkeypatch, taken, labels):
+    x, y = np.random.default_rng(2).standard_normal((12, 3)).astype(np.float32), (np.arange(12) % 3).astype(labels)
+    weight = np.linspace(0, 1, 12)
+
+    def trained(of):
+        dlcore.set_seed(1)
+        model = dlcore.Sequential([layers.Dense(3, "softmax")], device="cpu")
+        model.compile("sgd", "sparse_categorical_crossentropy")
+
+        def step(rows):
+            samples, targets, weights = of(x[:rows]), of(y[:rows]), of(weight[:rows])
+            losses = model.train_on_batch(samples, targets, weights), model.test_on_batch(samples, targets, weights)
+            return [*losses, *model.predict(samples).ravel()]
+
+        results = step(12)
+        with monkeypatch.context() as patched:
+            patched.setattr(dlcore.Sequential, "_data", lambda *_: pytest.fail("the long way"))
+            return results + step(12) + step(7)
 
     assert trained(taken) == trained(np.asarray)
 
