@@ -175,31 +175,38 @@ def _reporting(rule: Rule | None) -> Iterator[None]:
 
 # ------------------------------------------------------------------------------- rules, as strips of elements
 
-# Loops stand twice where they may run in place: an array that could overlap another in any way is not vectorised.
+# A loop whose result overlaps what it reads is not vectorised, unless it says so: what overwrites is a part of its own.
+IN_PLACE = "_in_place"
 _STRIPS = {
     "value": """
 def {name}(z_, y_, n):
+    z = view(z_, n)
     y = view(y_, n)
-    if z_ == y_:
-        for i in range(y.size):
-            y[i] = value(y[i])
-    else:
-        z = view(z_, n)
-        for i in range(y.size):
-            y[i] = value(z[i])
+    for i in range(y.size):
+        y[i] = value(z[i])
+""",
+    "value_in_place": """
+def {name}(z_, y_, n):
+    y = view(y_, n)
+    for i in range(y.size):
+        y[i] = value(y[i])
 """,
     "slope": """
+def {name}(dy_, z_, y_, dz_, n):
+    dy = view(dy_, n)
+    z = view(z_, n)
+    y = view(y_, n)
+    dz = view(dz_, n)
+    for i in range(dz.size):
+        dz[i] = dy[i] * slope(z[i], y[i])
+""",
+    "slope_in_place": """
 def {name}(dy_, z_, y_, dz_, n):
     z = view(z_, n)
     y = view(y_, n)
     dz = view(dz_, n)
-    if dy_ == dz_:
-        for i in range(dz.size):
-            dz[i] = dz[i] * slope(z[i], y[i])
-    else:
-        dy = view(dy_, n)
-        for i in range(dz.size):
-            dz[i] = dy[i] * slope(z[i], y[i])
+    for i in range(dz.size):
+        dz[i] = dz[i] * slope(z[i], y[i])
 """,
     "loss": """
 def {name}(p_, y_, d_, n, scale_):
@@ -221,7 +228,9 @@ _I = types.int64
 _F = types.float64
 STRIP_SIGNATURES = {
     "value": types.void(_I, _I, _I),
+    "value_in_place": types.void(_I, _I, _I),
     "slope": types.void(_I, _I, _I, _I, _I),
+    "slope_in_place": types.void(_I, _I, _I, _I, _I),
     "loss": types.float64(_I, _I, _I, _I, _F),
     "update": types.void(_I, _I, _I, _I, _I, _I),
     "summands": types.void(_I, _I, _I, _I, _I, _I, _I),
@@ -246,8 +255,9 @@ def form_of(rule: Any) -> tuple[Any, ...]:
 def strip(rule: Any, part: str, dtype: Any) -> Callback:
     """The native strip of ``rule``.
 
-    Parts are ``value`` and ``slope`` of activations, ``loss`` of losses; of optimizers ``update``, ``summands`` where
-    there are sums over tensors, and ``terms`` or ``step`` where there are factors (see panel_text.py).
+    Parts are ``value`` and ``slope`` of activations, with ``IN_PLACE`` behind it where what they read first is
+    overwritten, and ``loss`` of losses; of optimizers ``update``, ``summands`` where there are sums over tensors, and
+    ``terms`` or ``step`` where there are factors (see panel_text.py).
     """
     key = (*form_of(rule), part, np.dtype(dtype))
     if key not in _compiled:
@@ -263,7 +273,7 @@ def strip(rule: Any, part: str, dtype: Any) -> Callback:
             scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
             scope |= {"math": math} | {f.__name__: CPU.inline(f) for f in mathfn.ordering(dtype)}
         else:
-            names = ("value", "slope") if part == "loss" else (part,)
+            names = ("value", "slope") if part == "loss" else (part.removesuffix(IN_PLACE),)
             lowered = {n: lower(rule, n, dtype, CPU) for n in names}
             text = _STRIPS[part].format(name=name)
         scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
@@ -289,7 +299,9 @@ def begin(rule: Optimizer) -> tuple[str, dict[str, Lowered]]:
 
 def _trial(rule: Any) -> None:
     """Compile a new rule at once, so that a mistake shows where the rule is written."""
-    parts = {"activation": ["value", "slope"], "loss": ["loss"], "optimizer": ["update"]}[rule.kind]
+    parts = {"activation": ["slope" + IN_PLACE], "loss": ["loss"], "optimizer": ["update"]}[rule.kind]
+    if rule.kind == "activation":  # those that training takes
+        parts.append("value" if rule.uses_input else "value" + IN_PLACE)
     if isinstance(rule, Optimizer) and rule.after:
         parts = ["step"]
     elif isinstance(rule, Optimizer):

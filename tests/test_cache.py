@@ -63,8 +63,8 @@ def test_second_process_compiles_nothing_and_an_edit_is_noticed(run):
     value, compiled, loaded = run()
     assert (value, loaded) == (3.0, 0)
     assert run() == (3.0, 0, compiled)  # built-in kernels and rules of the user, all from the disk
-    assert run(constant="5")[:2] == (7.0, 1)  # the rule was edited
-    assert run(helper="4 * z", slope="4.0")[:2] == (5.0, 2)  # what it calls was edited, and the derivative
+    assert run(constant="5")[:2] == (7.0, 2)  # the rule was edited: its value, in place and not
+    assert run(helper="4 * z", slope="4.0")[:2] == (5.0, 3)  # what it calls was edited, and the derivative
     assert run()[:2] == (3.0, 0)  # and back
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import dlcore
-from dlcore import layers
-from dlcore.kernels import Builder, program
+from dlcore import kernels, layers
+from dlcore.kernels import Builder, compile, program
 
 FEATURES, CLASSES, BATCH = 6, 4, 8
 
@@ -146,3 +146,38 @@ def test_a_result_that_held_something_else_before_stays():
     b.emit("hadamard", given, y, z)
     b.emit("activation_forward", z, y, rule=TANH)
     assert b.finish("list") == {}
+
+
+def compiled_parts(rule):
+    """The parts of a rule that have been compiled, or loaded from the disk."""
+    of_rule = ((key, strip) for key, strip in compile._compiled.items() if key[:-2] == compile.form_of(rule))
+    return {key[-2] for key, strip in of_rule if "address" in vars(strip)}
+
+
+@pytest.mark.parametrize("reads_z", [False, True])
+def test_a_new_activation_is_compiled_as_training_takes_it(reads_z):
+    @dlcore.activation
+    def tripled(z):
+        return 3.0 * z
+
+    def of_z(z, y):
+        return 3.0 + 0.0 * z
+
+    def of_y(z, y):
+        return 3.0 + 0.0 * y
+
+    rule = tripled.derivative(of_z if reads_z else of_y)
+    assert rule.uses_input == reads_z
+    trained = {"value" if reads_z else "value_in_place", "slope_in_place"}
+    assert compiled_parts(rule) == trained
+    stack = [layers.Dense(5, "tripled"), layers.BatchNormalization(), layers.Activation("tripled"), layers.Dense(1)]
+    model = dlcore.Sequential(stack, device="cpu")
+    model.compile("sgd", "mse")
+    x = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    model.train_on_batch(x, x[:, :1])
+    assert compiled_parts(rule) == trained
+    model.predict(x)
+    assert compiled_parts(rule) == trained | {"value_in_place"}
+    np.testing.assert_array_equal(kernels.activation_forward(x, "tripled"), 3 * x)
+    np.testing.assert_array_equal(kernels.activation_backward(x, x, "tripled"), 3 * x)
+    assert compiled_parts(rule) == {"value", "value_in_place", "slope", "slope_in_place"}

@@ -119,14 +119,17 @@ def _sketch(step: Instruction) -> tuple[Any, ...]:
     rule = step.rule
     known = None if rule is None else REGISTRY[rule.kind].get(rule.name)
     same = known is not None and builtin(known) and form_of(known) == form_of(rule)
-    shapes = tuple(None if operand is None else tuple(operand.shape) for operand in step.operands)
-    return step.op, step.dtype, (rule.kind, rule.name) if same else None, shapes
+    first: dict[int, int] = {}  # the same operand may stand in several places
+    numbers = [None if one is None else first.setdefault(id(one), k) for k, one in enumerate(step.operands)]
+    shapes = tuple(None if one is None else tuple(one.shape) for one in step.operands)
+    return step.op, step.dtype, (rule.kind, rule.name) if same else None, tuple(zip(numbers, shapes, strict=True))
 
 
 def _step(sketch: tuple[Any, ...]) -> Any:
     """What stands for the step in another process; without its rule where that is unknown."""
-    op, dtype, name, shapes = sketch
-    operands = [None if shape is None else SimpleNamespace(shape=shape) for shape in shapes]
+    op, dtype, name, places = sketch
+    made = {number: None if number is None else SimpleNamespace(shape=shape) for number, shape in places}
+    operands = [made[number] for number, _ in places]
     return SimpleNamespace(op=op, dtype=dtype, rule=name and REGISTRY[name[0]][name[1]], operands=operands)
 
 
