@@ -175,21 +175,17 @@ def _reporting(rule: Rule | None) -> Iterator[None]:
 
 # ------------------------------------------------------------------------------- rules, as strips of elements
 
-# A loop whose result overlaps what it reads is not vectorised, unless it says so: what overwrites is a part of its own.
-IN_PLACE = "_in_place"
+# What strips of activations read first, and where their result goes. It may be the same memory: a loop is vectorised
+# there only if it has one name for both.
+OPERANDS = {"value": ("z", "y"), "slope": ("dy", "dz")}
+
 _STRIPS = {
     "value": """
 def {name}(z_, y_, n):
     z = view(z_, n)
     y = view(y_, n)
     for i in range(y.size):
-        y[i] = value(z[i])
-""",
-    "value_in_place": """
-def {name}(z_, y_, n):
-    y = view(y_, n)
-    for i in range(y.size):
-        y[i] = value(y[i])
+        y[i] = value({source}[i])
 """,
     "slope": """
 def {name}(dy_, z_, y_, dz_, n):
@@ -198,15 +194,7 @@ def {name}(dy_, z_, y_, dz_, n):
     y = view(y_, n)
     dz = view(dz_, n)
     for i in range(dz.size):
-        dz[i] = dy[i] * slope(z[i], y[i])
-""",
-    "slope_in_place": """
-def {name}(dy_, z_, y_, dz_, n):
-    z = view(z_, n)
-    y = view(y_, n)
-    dz = view(dz_, n)
-    for i in range(dz.size):
-        dz[i] = dz[i] * slope(z[i], y[i])
+        dz[i] = {source}[i] * slope(z[i], y[i])
 """,
     "loss": """
 def {name}(p_, y_, d_, n, scale_):
@@ -228,9 +216,7 @@ _I = types.int64
 _F = types.float64
 STRIP_SIGNATURES = {
     "value": types.void(_I, _I, _I),
-    "value_in_place": types.void(_I, _I, _I),
     "slope": types.void(_I, _I, _I, _I, _I),
-    "slope_in_place": types.void(_I, _I, _I, _I, _I),
     "loss": types.float64(_I, _I, _I, _I, _F),
     "update": types.void(_I, _I, _I, _I, _I, _I),
     "summands": types.void(_I, _I, _I, _I, _I, _I, _I),
@@ -252,17 +238,16 @@ def form_of(rule: Any) -> tuple[Any, ...]:
     return rule.main, rule.slope, tuple(rule.parameters.items())
 
 
-def strip(rule: Any, part: str, dtype: Any) -> Callback:
-    """The native strip of ``rule``.
+def strip(rule: Any, part: str, dtype: Any, in_place: bool = False) -> Callback:
+    """The native strip of ``rule``, or the one that overwrites what it reads.
 
-    Parts are ``value`` and ``slope`` of activations, with ``IN_PLACE`` behind it where what they read first is
-    overwritten, and ``loss`` of losses; of optimizers ``update``, ``summands`` where there are sums over tensors, and
-    ``terms`` or ``step`` where there are factors (see panel_text.py).
+    Parts are ``value`` and ``slope`` of activations, ``loss`` of losses; of optimizers ``update``, ``summands`` where
+    there are sums over tensors, and ``terms`` or ``step`` where there are factors (see panel_text.py).
     """
-    key = (*form_of(rule), part, np.dtype(dtype))
+    key = (*form_of(rule), part, in_place, np.dtype(dtype))
     if key not in _compiled:
         dtype = np.dtype(dtype)
-        name = _readable(rule, part, dtype)
+        name = _readable(rule, f"{part}_in_place" if in_place else part, dtype)
         scope: dict[str, Any] = {"view": VIEWS[dtype][1], "number": dtype.type}
         if part in ("update", "summands", "terms", "step"):
             names = ("terms", "update") if part == "step" else (part,)
@@ -273,9 +258,10 @@ def strip(rule: Any, part: str, dtype: Any) -> Callback:
             scope |= {f.__name__: CPU.inline(f) for f in (select_max, select_min)}
             scope |= {"math": math} | {f.__name__: CPU.inline(f) for f in mathfn.ordering(dtype)}
         else:
-            names = ("value", "slope") if part == "loss" else (part.removesuffix(IN_PLACE),)
+            names = ("value", "slope") if part == "loss" else (part,)
             lowered = {n: lower(rule, n, dtype, CPU) for n in names}
-            text = _STRIPS[part].format(name=name)
+            source, result = OPERANDS.get(part, ("", ""))
+            text = _STRIPS[part].format(name=name, source=result if in_place else source)
         scope.update({n: CPU.inline(low.function) for n, low in lowered.items()})
         function = make(text, name, scope, *(low.text for low in lowered.values()))
         options = _SUMMING if part in ("summands", "terms", "step") else None
@@ -299,15 +285,14 @@ def begin(rule: Optimizer) -> tuple[str, dict[str, Lowered]]:
 
 def _trial(rule: Any) -> None:
     """Compile a new rule at once, so that a mistake shows where the rule is written."""
-    parts = {"activation": ["slope" + IN_PLACE], "loss": ["loss"], "optimizer": ["update"]}[rule.kind]
-    if rule.kind == "activation":  # those that training takes
-        parts.append("value" if rule.uses_input else "value" + IN_PLACE)
+    parts = {"activation": ["value", "slope"], "loss": ["loss"], "optimizer": ["update"]}[rule.kind]
     if isinstance(rule, Optimizer) and rule.after:
         parts = ["step"]
     elif isinstance(rule, Optimizer):
         parts += [part for part in ("summands", "terms") if getattr(rule, part) is not None]
-    for part in parts:
-        strip(rule, part, np.float32).compile()
+    for part in parts:  # as training takes them
+        in_place = part == "slope" or (part == "value" and not rule.uses_input)
+        strip(rule, part, np.float32, in_place).compile()
 
 
 ON_REGISTER.append(_trial)

@@ -228,12 +228,11 @@ def _strip(step: Instruction) -> Callback | None:
     if rule is None or step.op.name == "optimizer_begin" or (rule.kind == "activation" and rule.name == IDENTITY):
         return None
     part = _PART.get(step.op.name, _DEFAULT_PART[rule.kind])
-    if rule.kind == "activation":
-        operands = {spec.name: operand for spec, operand in zip(step.op.operands, step.operands, strict=True)}
-        source, result = map(operands.get, ("z", "y") if part == "value" else ("dy", "dz"))
-        if source is None or source is result:
-            part += compiler.IN_PLACE
-    return compiler.strip(rule, part, step.dtype)
+    if rule.kind != "activation":
+        return compiler.strip(rule, part, step.dtype)
+    operands = {spec.name: operand for spec, operand in zip(step.op.operands, step.operands, strict=True)}
+    source, result = map(operands.get, compiler.OPERANDS[part])
+    return compiler.strip(rule, part, step.dtype, in_place=source is None or source is result)
 
 
 @functools.cache
