@@ -10,6 +10,7 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent))
 if os.environ.get("DLCORE_TEST_DEVICE") != "cuda":
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")  # read when Numba is imported, so before anything else
 
+import numpy as np
 import pytest
 from numba.core import config
 
@@ -17,6 +18,12 @@ if config.ENABLE_CUDASIM:
     import simulator
 
     simulator.install()
+
+
+@pytest.fixture
+def rng():
+    """Random numbers, the same each time."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,6 @@ import dlcore
 from dlcore import layers
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def test_a_larger_mini_batch_moves_the_memory(rng):
     x, y = data(rng, 1000)
     model, other = network(), network()
