@@ -79,21 +79,13 @@ def _probe(name: str, **environment: str) -> tuple[float, dict[str, Any]]:
     return seconds, json.loads(line)
 
 
-def first_steps(what: str, seconds: Sequence[float]) -> Outcome:
-    """The median of processes in turn; the first reads libraries from the disk, if the system has let go of them."""
-    middle = statistics.median(seconds)
-    figure = f"{middle:.2f} s ({', '.join(f'{one:.2f}' for one in seconds)})"
-    return _judge(what, figure, f"< {_COLD} s", middle < _COLD)
-
-
 def cold() -> Iterator[Outcome]:
     """First step of the digits network in a fresh process, without and with compiled code on the disk."""
     with tempfile.TemporaryDirectory(prefix="dlcore-bench-") as folder:
+        cache = pathlib.Path(folder, "cache")
+        seconds, _ = _probe("first_step", DLCORE_CACHE_DIR=str(cache))
         what = "first step of 64-128-10, fresh process, imports included"
-        caches = [pathlib.Path(folder, f"cache-{index}") for index in range(_REPEATS)]
-        first = [_probe("first_step", DLCORE_CACHE_DIR=str(cache))[0] for cache in caches]
-        yield first_steps(f"{what}, empty cache", first)
-        cache = caches[0]
+        yield _judge(f"{what}, empty cache", f"{seconds:.2f} s", f"< {_COLD} s", seconds < _COLD)
         warm = statistics.median(_probe("first_step", DLCORE_CACHE_DIR=str(cache))[0] for _ in range(_REPEATS))
         yield _judge(f"{what}, warm cache", f"{warm:.2f} s", f"< {_WARM} s", warm < _WARM)
         added = []

@@ -15,18 +15,6 @@ def test_conditions_name_their_parts():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "figure", "verdict"),
-    [
-        ([8.2, 3.7, 5.94], "5.94 s (8.20, 3.70, 5.94)", report.OK),
-        ([6.1, 3.7, 8.2], "6.10 s (6.10, 3.70, 8.20)", report.MISS),
-    ],
-)
-def test_first_steps_are_judged_by_the_median_of_the_processes(seconds, figure, verdict):
-    outcome = conditions.first_steps("first step", seconds)
-    assert (outcome.figure, outcome.verdict) == (figure, verdict)
-
-
-@pytest.mark.parametrize(
     ("steps", "figure", "verdict"),
     [
         ([3, None, 0, 5, 100], "5 (0, 3, 5, 100, more than 300)", report.OK),
