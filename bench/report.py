@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
 NARROW = 1.25  # times what a ratio shall be at least
 OK, MISS, SHOWN, NOT_THERE = "ok", "MISS", "", "n/a"
-_UNITS = (("us", 1e-6), ("ms", 1e-3))
-_HEAD = ("row", "ours", "time (p20 to p80)", "peer", "time (p20 to p80)", "ratio", "at least", "", "of the roofline")
+_UNITS = (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3))
+_TIME = "time (p20 to p80)"
+_HEAD = ("row", "ours", _TIME, "peer", _TIME, "ratio", "at least", "", "of the roofline", "core to core")
+_VERDICT = _HEAD.index("")
 
 
 class Line(NamedTuple):
-    """One comparison of one row: ``ratio`` is the time of the peer over ours, ``roofline`` the least time over ours."""
+    """One comparison of one row: ``ratio`` is the time of the peer over ours, ``roofline`` the least time over ours.
+
+    ``crossing`` is the middle time that a line of memory took between two cores, as far as that was measured.
+    """
 
     case: Case
     ours: str
@@ -37,6 +42,7 @@ class Line(NamedTuple):
     ratio: float | None
     verdict: str
     roofline: float | None
+    crossing: float | None
 
 
 class GridLine(NamedTuple):
@@ -62,6 +68,7 @@ def verdict(ratio: float | None, at_least: float | None, doubtful: bool = False)
 def lines(result: Result, ceilings: Ceilings | None = None) -> list[Line]:
     """The comparisons of a row."""
     found = []
+    crossing = statistics.median(result.crossings) if result.crossings else None
     for ours, peer, at_least in result.case.comparisons:
         mine, theirs = (result.figures.get(label, Figures(missing="not measured")) for label in (ours, peer))
         ratio = theirs.median / mine.median if mine.median and theirs.median else None
@@ -69,7 +76,7 @@ def lines(result: Result, ceilings: Ceilings | None = None) -> list[Line]:
         if ceilings is not None and mine.median:
             share = ceilings.seconds(result.case.flops, result.case.moved) / mine.median
         judged = verdict(ratio, at_least, mine.doubtful or theirs.doubtful)
-        found.append(Line(result.case, ours, peer, mine, theirs, at_least, ratio, judged, share))
+        found.append(Line(result.case, ours, peer, mine, theirs, at_least, ratio, judged, share, crossing))
     return found
 
 
@@ -134,7 +141,8 @@ def _percent(share: float | None) -> str:
 
 def _line_cells(line: Line) -> tuple[str, ...]:
     mine, theirs = _time(line.ours_figures), _time(line.peer_figures)
-    numbers = _times(line.ratio), _times(line.at_least), line.verdict, _percent(line.roofline)
+    crossing = "" if line.crossing is None else duration(line.crossing)
+    numbers = _times(line.ratio), _times(line.at_least), line.verdict, _percent(line.roofline), crossing
     return (line.case.title, line.ours, mine, line.peer, theirs, *numbers)
 
 
@@ -149,7 +157,9 @@ def _grid_cells(found: GridLine) -> tuple[str, ...]:
     wanted = GRIDS[found.kind]
     target = f"median {wanted.median}x, worst {wanted.worst}x"
     title = f"relu(x W + b), {len(found.lines)} shapes"
-    return (title, first.ours, "below", first.peer, "below", ratio, target, found.verdict, share)
+    crossings = [line.crossing for line in found.lines if line.crossing is not None]
+    crossing = duration(statistics.median(crossings)) + " (median)" if crossings else ""
+    return (title, first.ours, "below", first.peer, "below", ratio, target, found.verdict, share, crossing)
 
 
 def _shapes(found: GridLine) -> str:
@@ -175,8 +185,8 @@ def markdown(results: Sequence[Result], header: dict[str, str], ceilings: Ceilin
         else:
             of_kind = (result for result in results if result.case.kind == kind)
             body += [_line_cells(line) for result in of_kind for line in lines(result, ceilings)]
-    count = {word: sum(row[-2] == word for row in body) for word in (OK, MISS)}
-    doubtful = sum(row[-2].endswith("?") for row in body)
+    count = {word: sum(row[_VERDICT] == word for row in body) for word in (OK, MISS)}
+    doubtful = sum(row[_VERDICT].endswith("?") for row in body)
     summary = (
         f"Targets: {count[OK]} met, {count[MISS]} missed, {doubtful} doubtful "
         "(`~` and `?`: other processes used the cores meanwhile)."
@@ -221,7 +231,9 @@ def as_json(results: Sequence[Result], header: dict[str, str], ceilings: Ceiling
         ]
         case = result.case
         sizes = {"flops": case.flops, "bytes": case.moved}
-        rows.append({"name": case.name, "title": case.title, **sizes, "columns": columns, "comparisons": comparisons})
+        crossings = [_number(s) for s in result.crossings]
+        named = {"name": case.name, "title": case.title, **sizes, "crossings": crossings}
+        rows.append(named | {"columns": columns, "comparisons": comparisons})
     return {"header": header, "ceilings": ceilings.to_dict() if ceilings else None, "rows": rows}
 
 

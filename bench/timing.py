@@ -179,10 +179,11 @@ class Figures:
 
 @dataclass
 class Result:
-    """One row with the figures of its columns, by label."""
+    """One row with the figures of its columns, by label, and where the cores lay before each round of bursts."""
 
     case: Case
     figures: dict[str, Figures] = field(default_factory=dict)
+    crossings: list[float] = field(default_factory=list)  # seconds, of bench.crossing
 
 
 def burst(worker: Worker, request: Mapping[str, str], patience: float = 1.0) -> tuple[float | None, bool, str]:
@@ -207,6 +208,8 @@ def measure(result: Result, columns: Sequence[Column], workers: Workers, plan: P
 
     Figures are added as they come, so an interrupt leaves them.
     """
+    from . import crossing
+
     live = []
     for column in columns:
         figures = result.figures.setdefault(column.label, Figures())
@@ -221,6 +224,8 @@ def measure(result: Result, columns: Sequence[Column], workers: Workers, plan: P
         wanting = [entry for entry in live if not entry[2].missing and len(entry[2].quiet) < entry[3]]
         if not wanting or (index and time.monotonic() > end):
             break
+        if (between := crossing.seconds()) is not None:
+            result.crossings.append(between)
         for worker, request, figures, _ in wanting if index % 2 == 0 else wanting[::-1]:
             seconds, noisy, figures.missing = burst(worker, request, plan.patience)
             if seconds is not None:
