@@ -273,7 +273,7 @@ class Sequential:
             result = training.evaluate(self, data, training.positive("batch_size", batch_size))
         if verbose:
             print(training.describe(result))
-        return _result([*result.values()], [*result], return_dict)
+        return training.answer([*result.values()], [*result], return_dict)
 
     def predict(self, x: Any, batch_size: int = _DEFAULT_ROWS, verbose: int = 0) -> np.ndarray:
         """The outputs ``(samples, outputs)`` for ``x``, as a NumPy array."""
@@ -295,16 +295,23 @@ class Sequential:
 
     def train_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """One step on one mini-batch; the loss (and metrics) before the update."""
-        with self._lock:
-            self._trainable()
-            return self._on_batch("train", x, y, sample_weight, return_dict)
+        return self._on_batch("train", x, y, sample_weight, return_dict)
 
     def test_on_batch(self, x: Any, y: Any, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """The loss (and metrics) of one mini-batch."""
-        with self._lock:
-            return self._on_batch("test", x, y, sample_weight, return_dict)
+        return self._on_batch("test", x, y, sample_weight, return_dict)
 
     def _on_batch(self, name: str, x: Any, y: Any, weights: Any, return_dict: bool) -> Any:
+        with self._lock:
+            usual = self._passes.usual.get(name) if weights is None and not self._averaged else None
+            if usual is None or not type(x) is type(y) is np.ndarray or (values := usual.again(x, y)) is None:
+                values = self._on_other_batch(name, x, y, weights)
+            assert self._network is not None
+            return training.answer(values, self._network.histories, return_dict)
+
+    def _on_other_batch(self, name: str, x: Any, y: Any, weights: Any) -> list[float]:
+        if name == "train":
+            self._trainable()
         if type(x) is not np.ndarray or type(y) is not np.ndarray:
             x, y = arrays.as_array("x", x, self.device), arrays.as_array("y", y, self.device)
         values = self._passes.run(name, x, y, weights)
@@ -312,8 +319,7 @@ class Sequential:
             data = self._data(x, y, weights)
             values = [*self._runner(data, len(data.samples)).whole(name).values()]
             self._passes.add(name, self, data, x, y)
-        assert self._network is not None
-        return _result(values, self._network.histories, return_dict)
+        return values
 
     def predict_on_batch(self, x: Any) -> np.ndarray:
         """The outputs for one mini-batch."""
@@ -411,9 +417,3 @@ class Sequential:
         from . import checkpoint
 
         return checkpoint.load(path, device=device)
-
-
-def _result(values: list[float], names: list[str], return_dict: bool) -> Any:
-    if return_dict:
-        return dict(zip(names, values, strict=True))
-    return values[0] if len(values) == 1 else values

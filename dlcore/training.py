@@ -173,6 +173,13 @@ def mean_values(histories: dict[str, np.ndarray], share: np.ndarray) -> dict[str
     return {name: float(share @ history[: len(share)]) for name, history in histories.items()}
 
 
+def answer(values: list[float], names: list[str], return_dict: bool) -> Any:
+    """Loss and metrics as they are returned: a number, a list, or a dict."""
+    if return_dict:
+        return dict(zip(names, values, strict=True))
+    return values[0] if len(values) == 1 else values
+
+
 def describe(values: dict[str, float]) -> str:
     """``loss 0.1234  accuracy 0.9876``"""
     return "  ".join(f"{name} {value:.4f}" for name, value in values.items())

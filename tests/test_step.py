@@ -5,7 +5,7 @@ import pytest
 
 import dlcore
 from dlcore import layers
-from dlcore.step import Passes
+from dlcore.step import Evaluation, Passes
 
 FEATURES, CLASSES, BATCH = 6, 4, 8
 
@@ -30,6 +30,7 @@ def the_long_way(function, *arguments):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Passes, "run", lambda *_: None)
         patched.setattr(Passes, "_add", lambda *_: None)
+        patched.setattr(Evaluation, "again", lambda *_: None)
         return function(*arguments)
 
 
@@ -315,3 +316,41 @@ def test_a_mini_batch_is_evaluated_as_evaluate_does(rng, weighted):
         model.test_on_batch(x, y + CLASSES, weight)
     with pytest.raises(ValueError, match="x has dtype complex64"):
         model.test_on_batch(x + 1j, y, weight)
+
+
+@pytest.mark.parametrize("function", ["train_on_batch", "test_on_batch"])
+def test_a_mini_batch_like_the_one_before_takes_the_least_python(rng, monkeypatch, function):
+    x, y = data(rng, BATCH)
+    model = network()
+    for rows in (BATCH, BATCH - 1):  # the smaller one is ready since there is the larger one
+        for _ in range(2):
+            first = getattr(model, function)(x[:rows], y[:rows])
+        monkeypatch.setattr(Evaluation, "__call__", lambda *_: pytest.fail("there is a shorter way"))
+        loss = getattr(model, function)(x[:rows], y[:rows])
+        assert (loss < first) if function == "train_on_batch" else (loss == first)
+        assert [*getattr(model, function)(x[:rows], y[:rows], return_dict=True)] == ["loss"]
+        monkeypatch.undo()
+
+
+def test_weights_after_mini_batches_without(rng):
+    x, y = data(rng, BATCH)
+    weight = rng.random(BATCH)
+    short, long = network(), network()
+    for given in (None, None, None, weight, weight, None, None, 3 * weight):
+        assert short.train_on_batch(x, y, given) == the_long_way(long.train_on_batch, x, y, given)
+    for a, b in zip(short.get_weights(), long.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_memory_may_move_between_steps(rng):
+    """Larger mini-batches need more of it."""
+    x, y = data(rng, 40 * BATCH)
+    short, long = network(), network()
+    for _ in range(3):
+        assert short.train_on_batch(x[:4], y[:4]) == the_long_way(long.train_on_batch, x[:4], y[:4])
+    before = short._engine.memory
+    for model in (short, long):
+        model.fit(x, y, len(x), epochs=2, shuffle=False, verbose=0)
+    assert short._engine.memory is not before
+    for _ in range(3):
+        assert short.train_on_batch(x[:4], y[:4]) == the_long_way(long.train_on_batch, x[:4], y[:4])
