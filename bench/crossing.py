@@ -7,6 +7,7 @@ with them change bandwidth, caches and the price of work that is divided.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -36,35 +37,42 @@ def _raise_in_turns(word, first, last):
     return True
 
 
-def _cores() -> tuple[set[int], set[int]] | None:
-    """Those of this thread and the other one; None: any. Of two, each has one: threads often start on their maker's."""
+def _cores() -> tuple[set[int] | None, ...]:
+    """Those of this thread, of the other one, and of this thread afterwards; None: where the system puts them.
+
+    Of two cores, each has one: a thread often starts on its maker's, and stays there for ten milliseconds.
+    """
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return ({allowed[0]}, {allowed[1]}) if len(allowed) == 2 else None
+    return ({allowed[0]}, {allowed[1]}, {*allowed}) if len(allowed) == 2 else (None, None, None)
+
+
+def _settle(cores: set[int] | None) -> None:
+    """Keep this thread on those cores."""
+    if cores is not None:
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and then threads lie where they lie
+            os.sched_setaffinity(0, cores)
 
 
 def _go() -> float | None:
     words = np.zeros(2 * _LINE // 8, np.int64)
     word = -(-words.ctypes.data // _LINE) * _LINE
     last = 2 * _ROUNDS + 4
-    cores = _cores()
+    mine, its, both = _cores()
 
     def answer() -> None:
-        if cores:
-            os.sched_setaffinity(0, cores[1])  # of this thread alone
+        _settle(its)
         _raise_in_turns(word, 1, last)
 
     other = threading.Thread(target=answer)
     other.start()
     try:
-        if cores:
-            os.sched_setaffinity(0, cores[0])
+        _settle(mine)
         answered = _raise_in_turns(word, 0, 4)  # from here on the other thread waits for nothing but this one
         start = time.perf_counter()
         answered = answered and _raise_in_turns(word, 4, last)
         seconds = time.perf_counter() - start
     finally:
-        if cores:
-            os.sched_setaffinity(0, cores[0] | cores[1])
+        _settle(both)
         other.join()  # it knows the address
     return seconds / (last - 4) if answered else None
 

@@ -1,5 +1,6 @@
 """Where the cores of a benchmark lay: one number raised by two threads in turns, and its place in the report."""
 
+import os
 import threading
 
 import numpy as np
@@ -26,6 +27,29 @@ def test_two_threads_take_turns_and_none_stays():
     found = crossing._go()  # None where the system gave one of them no core for too long
     assert found is None or found > 0
     assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores there are")
+def test_of_two_cores_each_thread_has_one_for_a_while(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3})
+    settled = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: settled.append((threading.get_ident(), cores)))
+    crossing._go()
+    here = threading.get_ident()
+    assert [cores for thread, cores in settled if thread == here] == [{3}, {3, 7}]
+    assert [cores for thread, cores in settled if thread != here] == [{7}]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3, 5})
+    assert crossing._cores() == (None, None, None)
+
+
+def test_where_threads_may_not_be_moved_they_lie_where_they_lie(monkeypatch):
+    def forbid(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", forbid, raising=False)
+    found = crossing._go()
+    assert found is None or found > 0
 
 
 @pytest.mark.parametrize(
