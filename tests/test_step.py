@@ -5,6 +5,7 @@ import pytest
 
 import dlcore
 from dlcore import layers
+from dlcore.kernels.cpu.prepared import Prepared
 from dlcore.step import Evaluation, Passes
 
 FEATURES, CLASSES, BATCH = 6, 4, 8
@@ -330,6 +331,20 @@ def test_a_mini_batch_like_the_one_before_takes_the_least_python(rng, monkeypatc
         assert (loss < first) if function == "train_on_batch" else (loss == first)
         assert [*getattr(model, function)(x[:rows], y[:rows], return_dict=True)] == ["loss"]
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("strided", ["samples", "targets"])
+def test_arrays_with_strides_are_copied_first(rng, monkeypatch, strided):
+    """A launcher refuses them, and a refusal takes longer than a step."""
+    x, y = data(rng, BATCH)
+    short, long = network(), network()
+    far = (np.repeat(x, 2, axis=1)[:, ::2], y) if strided == "samples" else (x, np.repeat(y, 2)[::2])
+    run, given = Prepared.__call__, []
+    monkeypatch.setattr(Prepared, "__call__", lambda self, *arrays: given.extend(arrays) or run(self, *arrays))
+    for arrays in ((x, y), (x, y), far, far, (x, y), far):
+        assert short.train_on_batch(*arrays) == the_long_way(long.train_on_batch, *arrays)
+    assert given
+    assert all(array.flags.c_contiguous for array in given)
 
 
 def test_weights_after_mini_batches_without(rng):
