@@ -94,9 +94,9 @@ def bench_softmax_cross_entropy(rng, roofline, size, who):
 @pytest.mark.parametrize("who", WHO)
 @pytest.mark.parametrize("elements", [10_000, 1_000_000, 10_000_000])
 def bench_adam(rng, roofline, elements, who):
-    w, g, m, v = _arrays(rng, *[(elements,)] * 4)
-    v = np.abs(v)
+    w, g = _arrays(rng, (elements,), (elements,))
     rule = kernels.find("optimizer", "adam")
+    m, v = kernels.optimizer_slots(rule, w)
     call = {
         "dlcore": lambda: kernels.optimizer_update(rule, w, g, [m, v], step=3),
         "numpy": lambda: oracle.optimizer_step("adam", w, g, [m, v], 3, rule.parameters),

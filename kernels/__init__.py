@@ -59,7 +59,7 @@ from .rule import Loss as LossRule
 from .rule import RuleError, activation, find, loss
 from .schedules import Schedule as ScheduleRule
 from .schedules import schedule
-from .updates import optimizer_update
+from .updates import optimizer_slots, optimizer_update
 
 __all__ = [
     "ROWS",
@@ -106,6 +106,7 @@ __all__ = [
     "log_softmax_backward",
     "loss",
     "optimizer",
+    "optimizer_slots",
     "optimizer_update",
     "prelu_backward",
     "prelu_forward",

@@ -223,6 +223,10 @@ def test_functions_on_arrays():
     )
     weights, state = (x.copy(), x.copy()), [[np.zeros_like(x) for _ in range(2)] for _ in range(2)]
     there = on_device(weights[1]), [on_device(s) for s in state[1]]
+    for slot, zeros in zip(kernels.optimizer_slots("adam", there[0]), state[1], strict=True):
+        assert type(slot) is type(there[0])
+        assert slot.dtype == zeros.dtype
+        np.testing.assert_array_equal(on_host(slot), zeros)
     kernels.optimizer_update("adam", weights[0], x, state[0], step=3, clip_norm=0.5, weight_decay=0.1)
     kernels.optimizer_update("adam", there[0], on_device(x), there[1], step=3, clip_norm=0.5, weight_decay=0.1)
     np.testing.assert_allclose(on_host(there[0]), weights[0], rtol=1e-6)

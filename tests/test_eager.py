@@ -1,12 +1,14 @@
 """Functions on arrays called again: the second call, which looks at nothing in Python, does what the first one does."""
 
 import numpy as np
+import oracle
 import pytest
 
 from dlcore import kernels
 from dlcore.kernels import ShapeError, norms
 from dlcore.kernels.cpu import eager
 from dlcore.kernels.cpu.prepared import checking
+from dlcore.kernels.program import PAGE
 
 ROWS, FEATURES, OUTPUTS = 9, 6, 4
 
@@ -203,3 +205,42 @@ def test_a_weight_without_axes_is_updated():
     for step in (1, 2):
         kernels.optimizer_update("adam", w, g, [m, v], step=step, learning_rate=0.1)
     assert abs(float(w) - 0.8) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 2)], ids=str)
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adafactor"])
+def test_slots_are_those_that_an_update_takes(rng, name, shape, dtype):
+    w, g = (np.asarray(rng.standard_normal(shape), dtype) for _ in range(2))
+    slots, other = kernels.optimizer_slots(name, w), w.copy()
+    expected = oracle.optimizer_state(kernels.find("optimizer", name), shape, dtype)
+    for slot, zeros in zip(slots, expected, strict=True):
+        assert slot.dtype == dtype
+        np.testing.assert_array_equal(slot, zeros.reshape(slot.shape))
+    expected = [zeros.reshape(slot.shape) for slot, zeros in zip(slots, expected, strict=True)]
+    for step in (1, 2):
+        kernels.optimizer_update(name, w, g, slots, step=step)
+        kernels.optimizer_update(name, other, g, expected, step=step)
+    _same([w, *slots], [other, *expected])
+
+
+@pytest.mark.parametrize("offset", [0, 16, 80, PAGE - 4])
+@pytest.mark.parametrize("elements", [PAGE // 4, 40_000])
+def test_slots_begin_where_the_weights_begin_in_a_page(elements, offset):
+    memory = np.zeros(4 * elements + 2 * PAGE, np.uint8)
+    start = -memory.ctypes.data % PAGE + offset
+    w = memory[start : start + 4 * elements].view(np.float32).reshape(2, -1)
+    for slot in kernels.optimizer_slots("adam", w):
+        assert slot.ctypes.data % PAGE == w.ctypes.data % PAGE == offset
+        assert slot.shape == w.shape
+        assert slot.flags.carray
+        assert not slot.any()
+
+
+def test_slots_of_other_orders_and_of_small_weights(rng):
+    (w,) = _normals(rng, (40, 60))
+    for a in (w.T, w[::2], w[:2, :3]):
+        for slot in kernels.optimizer_slots("adam", a):
+            assert slot.shape == a.shape
+            assert slot.flags.carray
+    assert kernels.optimizer_slots("adam", w[:2])[0].base is None, "a page more for each would be much"

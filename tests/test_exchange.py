@@ -88,6 +88,9 @@ def test_optimizer_update_writes_into_tensors_of_torch():
     x, _, _ = _matrices()
     expected = x.copy(), [np.zeros_like(x) for _ in range(2)]
     w, slots = torch.from_numpy(x.copy()), [torch.zeros(5, 3) for _ in range(2)]
+    for slot in kernels.optimizer_slots("adam", w):
+        assert type(slot) is np.ndarray
+        np.testing.assert_array_equal(slot, np.zeros((5, 3), np.float32))
     for step in (1, 2):
         kernels.optimizer_update("adam", expected[0], x, expected[1], step=step)
         kernels.optimizer_update("adam", w, torch.from_numpy(x), slots, step=step)

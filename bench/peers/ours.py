@@ -94,7 +94,7 @@ def _adam(case: Adam) -> Work:
     """The tensors are parts of one array, as the parameters of a model are: one call updates them all."""
     rng = np.random.default_rng(1)
     w, g = rng.standard_normal((2, sum(case.sizes)), np.float32)
-    slots = list(np.zeros((2, w.size), np.float32))
+    slots = kernels.optimizer_slots("adam", w)
     count = itertools.count(1)
     rate = _rate()
     return Work(lambda: kernels.optimizer_update("adam", w, g, slots, step=next(count), **rate))

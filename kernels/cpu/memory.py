@@ -79,6 +79,18 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         _lock.release()
 
 
+def zeros_beside(array: np.ndarray) -> np.ndarray:
+    """Zeros like ``array``, C-contiguous, that begin at the same place in a page.
+
+    Of two arrays that are read and written together no load is then taken for one of what was just stored (see PAGE).
+    """
+    if array.nbytes < PAGE:  # the loads that come too early are few, and a page would be much
+        return np.zeros(array.shape, array.dtype)
+    memory = np.zeros(array.nbytes + PAGE, np.uint8)
+    offset = (array.ctypes.data - memory.ctypes.data) % PAGE
+    return np.ndarray(array.shape, array.dtype, memory, offset)
+
+
 def allocator(shape: tuple[int, ...], dtype: np.dtype) -> Any:
     """What :func:`empty` comes to for arrays of this shape and dtype."""
     return np.empty if math.prod(shape) * dtype.itemsize < SMALL else empty
