@@ -27,9 +27,9 @@ def optimizer_slots(rule: Any, w: Any) -> list[Any]:
     There is one array of that shape for each slot of the rule and, of a rule with factors, one vector for the rows and
     one for the columns. They lie where ``w`` does: arrays of NumPy for the CPU, CuPy's for a GPU.
 
-    On the CPU they begin at the same place in a page of 4096 bytes as ``w``. Where slots begin 64 to 384 bytes away from
-    that, as ``np.zeros_like(w)`` may, an update takes up to 1.7 times as long (Adam, Zen 4): the CPU takes loads for
-    ones of what was just stored. A gradient may still lie so.
+    On the CPU they begin at the same place in a page of 4096 bytes as ``w``. Where slots begin 64 to 384 bytes away
+    from that, as ``np.zeros_like(w)`` may, an update takes up to 1.7 times as long (Adam, Zen 4): the CPU takes loads
+    for ones of what was just stored. A gradient may still lie so.
 
     >>> import numpy as np
     >>> from dlcore import kernels

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numba import cuda
 
+from .columns import each, load, store
 from .launch import Launch, ceil_div, flat, generated, kernel
-from .update import load_text, store_text
+from .update import indented
 from .vector import access, aligned
 
 _ADD = """
@@ -24,10 +25,10 @@ def {name}(g, total, turn, uniforms):
     first = turn[0] == 0
     whole = g.size - g.size % {lanes}
     for i in range({lanes} * cuda.grid(1), whole, {lanes} * cuda.gridsize(1)):
-{load}
-{fresh}
+        {load}
+        {fresh}
         if not first:
-    {load_total}
+            {load_total}
 {add}
 {store}
     i = whole + cuda.grid(1)
@@ -38,18 +39,18 @@ def {name}(g, total, turn, uniforms):
 
 @functools.cache
 def _add_gradient(dtype: Any, wide: bool) -> Any:
-    lanes, load, store = access(dtype, 0 if wide else 1)
+    lanes, load_wide, store_wide = access(dtype, 0 if wide else 1)
     name = "add_gradient" if wide else "add_gradient_scalar"
     text = _ADD.format(
         name=name,
         lanes=lanes,
-        load=load_text("g", "g", lanes, wide),
-        fresh="        " + " = ".join(f"t{k}" for k in range(lanes)) + " = zero",
-        load_total=load_text("t", "total", lanes, wide),
-        add="\n".join(f"        t{k} += scale * g{k}" for k in range(lanes)),
-        store=store_text("t", "total", lanes, wide),
+        load=load("g", "g", "i", lanes, wide),
+        fresh=" = ".join(f"t{k}" for k in range(lanes)) + " = zero",
+        load_total=load("t", "total", "i", lanes, wide),
+        add=each("t{k} += scale * g{k}", lanes, 8),
+        store=indented([store("total", "i", "t{k}", lanes, wide)]),
     )
-    scope = {"cuda": cuda, "load": load, "store": store, "zero": np.dtype(dtype).type(0)}
+    scope = {"cuda": cuda, "load": load_wide, "store": store_wide, "zero": np.dtype(dtype).type(0)}
     return generated(text, name, scope, np.dtype(dtype))
 
 

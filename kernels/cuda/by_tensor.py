@@ -16,8 +16,9 @@ from numba import cuda
 
 from ..step_text import gradient_text, uniform_lines
 from .block import block_sum
+from .columns import load
 from .launch import BLOCK, CUDA, Launch, element, generated, lowered, scratch
-from .update import SELECT, TENSOR, factor_text, load_text, wide_arrays
+from .update import SELECT, TENSOR, factor_text, indented, wide_arrays
 from .vector import access, aligned
 
 _SUMS = """
@@ -73,7 +74,7 @@ def _sums_text(
         shared="\n".join(f"    sums{k} = cuda.shared.array({BLOCK}, element)" for k in each),
         totals=" = ".join(f"total{k}" for k in each),
         rows="\n".join(rows),
-        loads="\n".join(load_text(f"{a}_", a, lanes, flag) for a, flag in zip(inputs, wide, strict=True)),
+        loads=indented(load(f"{a}_", a, "i", lanes, flag) for a, flag in zip(inputs, wide, strict=True)),
         factors=factor_text(lanes) if factored else "",
         factors_last=factor_text(1) if factored else "",
         add="\n".join(line for k in range(lanes) for line in added(k)),
@@ -133,11 +134,11 @@ def _rows(dtype: Any, sums: int, clip: bool) -> Any:
 
 @functools.cache
 def _squares(dtype: Any, wide: bool) -> Any:
-    lanes, load, _ = access(dtype)
+    lanes, load_wide, _ = access(dtype)
     name = "block_squares" if wide else "block_squares_scalar"
     text = _sums_text(name, ["g"], "", [], 1, [wide], lanes, "g_{k} * g_{k}")
     dtype = np.dtype(dtype)
-    return generated(text, name, _scope(dtype) | {"load": load}, dtype)
+    return generated(text, name, _scope(dtype) | {"load": load_wide}, dtype)
 
 
 def clip_by_norm(g: Any, hyper: Any, uniforms: Any, blocks: Any, rows: Any) -> list[Launch]:
@@ -156,7 +157,7 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
     key = rule.form, dtype, wide
     if key not in _summands:
         function, low = lowered(rule, "summands", dtype)
-        lanes, load, _ = access(dtype)
+        lanes, load_wide, _ = access(dtype)
         slots = [f"s{k}" for k in range(len(rule.own_slots))]
         rows = [f"    {slot} = s[{k}]" for k, slot in enumerate(slots)]
         rows += uniform_lines(len(low.uniforms))
@@ -169,7 +170,7 @@ def _block_sums(rule: Any, dtype: Any, wide: tuple[bool, ...]) -> Any:
         given = "u, factors, tensors, " if rule.factors else "u, "
         text = _sums_text(name, arrays, given, rows, len(rule.sums), wide, lanes, call, bool(rule.factors))
         dtype = np.dtype(dtype)
-        scope = _scope(dtype) | {"load": load, "summands": function}
+        scope = _scope(dtype) | {"load": load_wide, "summands": function}
         _summands[key] = generated(text, name, scope | SELECT, dtype, function)
     return _summands[key]
 

@@ -45,22 +45,28 @@ def marked(function: Callable[..., Any], lanes: int) -> Callable[..., Any]:
     return function
 
 
-def load(name: str, array: str, at: str, lanes: int, wide: bool = True) -> str:
+def single(array: str, at: str, half: str = "") -> str:
+    """The expression that reads one element; ``half`` is the format of arrays of 16 bits."""
+    return f"load_half1({array}, {at})[0]" if half else f"{array}[{at}]"
+
+
+def load(name: str, array: str, at: str, lanes: int, wide: bool = True, half: str = "") -> str:
     """The line that reads ``name0, name1, ...`` from ``array`` at ``at``; one by one where not ``wide``."""
     if lanes == 1:
-        return f"{name}0 = {array}[{at}]"
-    values = f"load({array}, {at})" if wide else ", ".join(f"{array}[{at} + {k}]" for k in range(lanes))
+        return f"{name}0 = {single(array, at, half)}"
+    one_by_one = ", ".join(single(array, f"{at} + {k}", half) for k in range(lanes))
+    values = f"load{'_half' if half else ''}({array}, {at})" if wide else one_by_one
     return f"{', '.join(f'{name}{k}' for k in range(lanes))} = {values}"
 
 
-def store(array: str, at: str, value: str, lanes: int, wide: bool = True) -> str:
+def store(array: str, at: str, value: str, lanes: int, wide: bool = True, half: str = "") -> str:
     """The lines that write ``value``, an expression with ``{k}``."""
     values = [value.format(k=k) for k in range(lanes)]
-    if lanes == 1:
-        return f"{array}[{at}] = {values[0]}"
-    if wide:
-        return f"store({array}, {at}, ({', '.join(values)}))"
-    return "\n".join(f"{array}[{at} + {k}] = {v}" for k, v in enumerate(values))
+    if wide and lanes > 1:
+        return f"store{'_half' if half else ''}({array}, {at}, ({', '.join(values)}))"
+    places = [at] if lanes == 1 else [f"{at} + {k}" for k in range(lanes)]
+    line = "store_half1({0}, {1}, ({2},))" if half else "{0}[{1}] = {2}"
+    return "\n".join(line.format(array, place, v) for place, v in zip(places, values, strict=True))
 
 
 def each(text: str, lanes: int, indent: int) -> str:

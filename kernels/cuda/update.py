@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numba
@@ -25,6 +26,7 @@ from numba import cuda
 from ..rewriting import select_max, select_min
 from ..step_text import begin_functions, begin_text, uniform_lines, update_text
 from .block import block_sum
+from .columns import load, single, store
 from .elements import sum_blocks
 from .launch import BLOCK, CUDA, Launch, ceil_div, element, flat, generated, kernel, lowered, scratch
 from .machine_code import describe
@@ -62,11 +64,11 @@ def {name}(g, partial):
     {losts} = zero
     whole = g.size - g.size % {lanes}
     for i in range({lanes} * cuda.grid(1), whole, {lanes} * cuda.gridsize(1)):
-{load}
+        {load}
 {add}
     i = whole + cuda.grid(1)
     if i < g.size:
-{load_last}
+        {load_last}
 {add_last}
     block_sum({total}, sums)
     if t == 0:
@@ -85,7 +87,7 @@ _ADD = """\
 @functools.cache
 def _norm_blocks(dtype: Any, wide: bool, half: str = "") -> Any:
     """All variants add in the same order: the bits do not depend on where the gradient lies, nor on its format."""
-    lanes, load, _ = access(dtype)
+    lanes, load_wide, _ = access(dtype)
     each = range(lanes)
     name = f"norm_blocks{'_mixed' if half else ''}{'' if wide else '_scalar'}"
     text = _NORM.format(
@@ -94,14 +96,14 @@ def _norm_blocks(dtype: Any, wide: bool, half: str = "") -> Any:
         lanes=lanes,
         totals=" = ".join(f"total{k}" for k in each),
         losts=" = ".join(f"lost{k}" for k in each),
-        load=load_text("g", "g", lanes, wide, half),
+        load=load("g", "g", "i", lanes, wide, half),
         add="\n".join(_ADD.format(k=k) for k in each),
-        load_last=f"        g0 = {_one('g', half)}",
+        load_last=load("g", "g", "i", 1, half=half),
         add_last=_ADD.format(k=0),
         total=" + ".join(f"total{k}" for k in each),
     )
     dtype = np.dtype(dtype)
-    scope = {"cuda": cuda, "element": element(dtype), "load": load, **_half_scope(half, lanes)}
+    scope = {"cuda": cuda, "element": element(dtype), "load": load_wide, **_half_scope(half, lanes)}
     scope |= {"block_sum": block_sum, "zero": dtype.type(0), "largest": np.finfo(dtype).max}
     return generated(text, name, scope, dtype, half)
 
@@ -157,10 +159,6 @@ def _half_scope(half: str, lanes: int) -> dict[str, Any]:
     return {"load_half": several.load, "store_half": several.store, "load_half1": one.load, "store_half1": one.store}
 
 
-def _one(array: str, half: str) -> str:
-    return f"load_half1({array}, i)[0]" if half else f"{array}[i]"
-
-
 # --------------------------------------------------------------------------------------------------- update
 
 # where a thread finds its elements: low to high, beginning at number thread of threads
@@ -207,21 +205,9 @@ TENSOR = """\
     mean = factors[along - 1]"""
 
 
-def load_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
-    values = "".join(f"{name}{k}, " for k in range(lanes))
-    if wide:
-        return f"        {values}= load{'_half' if half else ''}({array}, i)"
-    each = (f"load_half1({array}, i + {k})[0], " if half else f"{array}[i + {k}], " for k in range(lanes))
-    return f"        {values}= {''.join(each)}"
-
-
-def store_text(name: str, array: str, lanes: int, wide: bool, half: str = "") -> str:
-    values = "".join(f"{name}{k}, " for k in range(lanes))
-    if wide:
-        return f"        store{'_half' if half else ''}({array}, i, ({values}))"
-    if half:
-        return "\n".join(f"        store_half1({array}, i + {k}, ({name}{k},))" for k in range(lanes))
-    return "\n".join(f"        {array}[i + {k}] = {name}{k}" for k in range(lanes))
+def indented(lines: Iterable[str]) -> str:
+    """The lines of a loop's body."""
+    return textwrap.indent("\n".join(lines), 8 * " ")
 
 
 def factor_text(lanes: int) -> str:
@@ -234,7 +220,7 @@ def factor_text(lanes: int) -> str:
         ]
         if k + 1 < lanes:
             lines += ["column += 1", "if column == columns:", "    column = 0", "    row += 1"]
-    return "\n".join(f"        {line}" for line in lines)
+    return indented(lines)
 
 
 def _apply(rule: Any, uniforms: int, k: int, w: str, g: str, slots: Sequence[str], results: Sequence[str]) -> str:
@@ -257,19 +243,19 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
     update, low = lowered(rule, "update", dtype)
     uniforms = len(low.uniforms)
     apply = functools.partial(_apply, rule, uniforms)
-    lanes, load, store = access(dtype)
+    lanes, load_wide, store_wide = access(dtype)
     lanes = lanes if any(wide) else 1
     slots = [f"s{k}_" for k in range(len(wide) - 2 - bool(half))]
     arrays = ["w", "g", *(f"s{k}" for k in range(len(slots)))]
     rows = [f"    {array} = s[{k}]" for k, array in enumerate(arrays[2:])]
     rows += uniform_lines(uniforms, len(rule.sums))
     written = dict(zip(["new_w", *(f"new_{slot}" for slot in slots)], [0, *range(2, len(arrays))], strict=True))
-    stores = [store_text(value, arrays[at], lanes, wide[at]) for value, at in written.items()]
-    last = [apply(0, "x", _one("g", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
+    stores = [store(arrays[at], "i", f"{value}{{k}}", lanes, wide[at]) for value, at in written.items()]
+    last = [apply(0, "x", single("g", "i", half), [f"{a}[i]" for a in arrays[2:]], list(written))]
     last += [f"        {arrays[at]}[i] = {value}" for value, at in written.items()]
     if half:
-        stores.append(store_text("new_w", "copy", lanes, wide[-1], half))
-        last.append("        store_half1(copy, i, (new_w,))")
+        stores.append(store("copy", "i", "new_w{k}", lanes, wide[-1], half))
+        last.append(f"        {store('copy', 'i', 'new_w', 1, half=half)}")
     form = "_by_tensor" if by_tensor else "_mixed" if half else ""
     name = f"optimizer_update{form}{'' if any(wide) else '_scalar'}"
     text = _UPDATE.format(
@@ -282,19 +268,20 @@ def _update(rule: Any, dtype: Any, wide: tuple[bool, ...], by_tensor: bool, half
         factors_last=factor_text(1) if rule.factors else "",
         where=_BY_TENSOR if by_tensor else _FLAT,
         rows="\n".join(rows),
-        loads="\n".join(
-            load_text(value, array, lanes, flag, half if array == "g" else "")
+        loads=indented(
+            load(value, array, "i", lanes, flag, half if array == "g" else "")
             for value, array, flag in zip(["w_", "g_", *slots], arrays, wide, strict=False)
         ),
         updates="\n".join(
             apply(k, f"w_{k}", f"g_{k}", [f"{slot}{k}" for slot in slots], [f"{value}{k}" for value in written])
             for k in range(lanes)
         ),
-        stores="\n".join(stores),
+        stores=indented(stores),
         last="\n".join(["        x = w[i]", *last]),
     )
-    scope = {"cuda": cuda, "update": update, "load": load, "store": store, "zero": np.dtype(dtype).type(0), **SELECT}
-    _kernels[key] = generated(text, name, scope | _half_scope(half, lanes), dtype, update, half)
+    scope = {"cuda": cuda, "update": update, "load": load_wide, "store": store_wide, **SELECT}
+    scope |= {"zero": np.dtype(dtype).type(0), **_half_scope(half, lanes)}
+    _kernels[key] = generated(text, name, scope, dtype, update, half)
     return _kernels[key]
 
 
