@@ -32,7 +32,8 @@ def _lamb(w, g, s, t, h):
 
 def _novograd(w, g, s, t, h):
     square = (g * g).sum()
-    v = square if t == 1 else h.beta_2 * s[1].flat[0] + (1 - h.beta_2) * square
+    beta_2, rest = map(w.dtype.type, (h.beta_2, 1 - h.beta_2))  # NumPy 1 would go on in float64
+    v = square if t == 1 else beta_2 * s[1].flat[0] + rest * square
     m = h.beta_1 * s[0] + (g / (np.sqrt(v) + h.epsilon) + h.decay * w)
     return w - h.learning_rate * m, [m, np.full_like(w, v)]
 
